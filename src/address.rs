@@ -1,0 +1,157 @@
+//! Addresses as users write them: `HOST:PORT` and `[IPV6]:PORT`.
+//!
+//! Parsing is kept apart from resolving: what cannot be an address is a mistake on the command line, and a name that
+//! does not resolve is a failure at run time.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+
+/// The address that servers listen on and clients dial, unless told otherwise.
+pub const DEFAULT: &str = "127.0.0.1:7777";
+
+/// A host, by name or by number, and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    host: String,
+    port: u16,
+}
+
+/// Why a text is not an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AddressError {
+    /// There is no port, or what stands there is not a number from 0 to 65535.
+    Port(String),
+    /// There is nothing before the port.
+    NoHost,
+    /// An IPv6 address without its brackets, or brackets around something else.
+    Brackets,
+    /// A character that is in no host name.
+    Host(String),
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AddressError::Port(port) if port.is_empty() => {
+                write!(f, "it has no port: write HOST:PORT, as in {DEFAULT}")
+            }
+            AddressError::Port(port) => write!(f, "{port:?} is not a port: a number from 0 to 65535"),
+            AddressError::NoHost => {
+                write!(f, "it has no host: 127.0.0.1 is this machine alone, 0.0.0.0 and [::] are all its addresses")
+            }
+            AddressError::Brackets => write!(f, "an IPv6 address goes into brackets, as in [::1]:7777"),
+            AddressError::Host(host) => write!(f, "{host:?} is not a host name"),
+        }
+    }
+}
+
+impl std::error::Error for AddressError {}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (host, rest) = rest.split_once(']').ok_or(AddressError::Brackets)?;
+                let number = host.split_once('%').map_or(host, |(number, _zone)| number);
+                number.parse::<Ipv6Addr>().map_err(|_| AddressError::Brackets)?;
+                (host, rest.strip_prefix(':').ok_or_else(|| AddressError::Port(rest.to_owned()))?)
+            }
+            None => {
+                if text.parse::<Ipv6Addr>().is_ok() {
+                    return Err(AddressError::Brackets);
+                }
+                let (host, port) = text.rsplit_once(':').ok_or(AddressError::Port(String::new()))?;
+                if host.contains(':') {
+                    return Err(AddressError::Brackets);
+                }
+                (host, port)
+            }
+        };
+        if host.is_empty() {
+            return Err(AddressError::NoHost);
+        }
+        if host.chars().any(|c| c.is_whitespace() || c.is_control() || "/[]@,".contains(c)) {
+            return Err(AddressError::Host(host.to_owned()));
+        }
+        // `u16::from_str` takes a leading plus sign; an address does not.
+        let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        let number = if digits { port.parse().ok() } else { None };
+        let port = number.ok_or_else(|| AddressError::Port(port.to_owned()))?;
+        Ok(Address { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl Address {
+    /// All socket addresses that the host has, in the order that the system's resolver prefers, each once. This may
+    /// ask the network, and block.
+    ///
+    /// # Errors
+    ///
+    /// What the resolver reports, as for a name that does not exist (getaddrinfo(3)).
+    pub fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        let mut found: Vec<SocketAddr> = Vec::new();
+        for address in (self.host.as_str(), self.port).to_socket_addrs()? {
+            if !found.contains(&address) {
+                found.push(address);
+            }
+        }
+        if found.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> AddressError {
+        text.parse::<Address>().unwrap_err()
+    }
+
+    #[test]
+    fn addresses_print_as_they_were_written() {
+        for text in ["127.0.0.1:7777", "[::1]:0", "localhost:65535", "[fe80::1%eth0]:1", "example.org:80"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert_eq!(error("localhost"), AddressError::Port(String::new()));
+        assert_eq!(error(""), AddressError::Port(String::new()));
+        assert_eq!(error("localhost:"), AddressError::Port(String::new()));
+        assert_eq!(error("localhost:http"), AddressError::Port("http".into()));
+        assert_eq!(error("localhost:65536"), AddressError::Port("65536".into()));
+        assert_eq!(error("localhost:+1"), AddressError::Port("+1".into()));
+        assert_eq!(error(":7777"), AddressError::NoHost);
+        assert_eq!(error("::1"), AddressError::Brackets);
+        assert_eq!(error("::1:7777"), AddressError::Brackets);
+        assert_eq!(error("[::1"), AddressError::Brackets);
+        assert_eq!(error("[localhost]:1"), AddressError::Brackets);
+        assert_eq!(error("[::1]"), AddressError::Port(String::new()));
+        assert_eq!(error("http://localhost:80"), AddressError::Brackets);
+        assert_eq!(error("a b:80"), AddressError::Host("a b".into()));
+    }
+
+    #[test]
+    fn numbers_resolve_to_themselves() {
+        let address: Address = "[::1]:7777".parse().unwrap();
+        assert_eq!(address.resolve().unwrap(), ["[::1]:7777".parse().unwrap()]);
+    }
+}

@@ -1,0 +1,38 @@
+//! An echo server on one event loop, for very many connections, and its line client.
+//!
+//! This is also a place to see non-blocking I/O done whole. A tour, in the order in which it is best read:
+//!
+//! 1. [`reactor`]: the event loop. Its `connection` module is one peer's state machine, and `outbound` is what
+//!    happens to the bytes that a `send` did not take; `deadlines` are timeouts that cost nothing while bytes move.
+//!    It drives a [`reactor::Protocol`]; the module's documentation shows one, whole.
+//! 2. [`serve`]: the server on it. `echo` is what echo means, `acceptor` is how connections are accepted when there
+//!    is room for them, and when there is not.
+//! 3. [`mod@connect`]: the line client, another protocol on the same reactor.
+//! 4. [`cli`], [`address`], [`limits`], [`logging`]: the program around them.
+//!
+//! Imports point downward only: the reactor knows no protocol, server and client do not know each other.
+//!
+//! # The facts, and where each is handled
+//!
+//! | fact of non-blocking I/O | place |
+//! | --- | --- |
+//! | `send` may take only a part | `reactor/outbound.rs`: `write`; `Connection::send`, `Connection::flush` |
+//! | readiness is an edge, reported once | `Connection::readable`, the ready queue of [`reactor::Reactor`] |
+//! | a short read proves the socket dry, unless the peer has closed its side | `Connection::receive` |
+//! | where edges are emulated it proves nothing | [`reactor::SHORT_IS_CONCLUSIVE`] |
+//! | one peer can keep a socket readable for ever | the budget in `reactor/mod.rs`: `drive` |
+//! | a peer may send and never read | `Connection::may_receive` |
+//! | a peer may close only its sending side | [`reactor::Protocol::ended`], `Connection::settle` |
+//! | closing with unread bytes resets, and may destroy what was sent | `Connection::settle`, [`reactor::LINGER`] |
+//! | a reset can come at any call | `Reactor::step`: every error ends that connection alone |
+//! | `accept` may fail for want of descriptors, and who waits raises no new edge | `serve/acceptor.rs` |
+//! | slab keys are reused, events are hints | [`reactor::Reactor::turn`], `Connection::mark` |
+//! | registering costs a system call | [`reactor::Poller::interest`]: once, for life |
+
+pub mod address;
+pub mod cli;
+pub mod connect;
+pub mod limits;
+pub mod logging;
+pub mod reactor;
+pub mod serve;

@@ -1,0 +1,301 @@
+//! One peer's state machine.
+//!
+//! A [`Connection`] owns a non-blocking socket and everything that must be remembered about it between two events:
+//! whether it may still hold bytes to read, the bytes that a `send` did not take, and how far its two directions
+//! have got towards the end. Each method makes one step and says what came of it; none of them blocks, loops for
+//! ever, or trusts that readiness was real.
+//!
+//! It does not know about polls, tokens, other connections or protocols, and it touches the world only through
+//! [`Stream`], so that a test can be the kernel.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+use super::deadlines::Millis;
+use super::outbound::{self, Outbound, Sent};
+
+/// A non-blocking byte stream: `read` and `write` fail with `WouldBlock` instead of waiting.
+pub trait Stream: Read + Write {
+    /// Closes the sending direction, after what has been written (`shutdown(2)` with `SHUT_WR`).
+    ///
+    /// # Errors
+    ///
+    /// What the socket reports, as when the peer has reset the connection.
+    fn shutdown_write(&mut self) -> io::Result<()>;
+
+    /// Whether a connection that is being opened has been established: asked when the socket becomes writable
+    /// (connect(2), on `EINPROGRESS`).
+    ///
+    /// # Errors
+    ///
+    /// Why the connection could not be opened, as when nobody listens.
+    fn established(&mut self) -> io::Result<bool>;
+}
+
+impl Stream for mio::net::TcpStream {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.shutdown(std::net::Shutdown::Write)
+    }
+
+    fn established(&mut self) -> io::Result<bool> {
+        if let Some(error) = self.take_error()? {
+            return Err(error);
+        }
+        match self.peer_addr() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotConnected => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a short `read` or `write` proves that the socket has no more to give or to take.
+///
+/// It does where the kernel delivers edges (epoll, kqueue). Where mio makes them up from levels (its `poll(2)`
+/// fallback), the next edge is armed by WouldBlock alone, and the shortcut would wait for ever (tokio PR 5881).
+pub const SHORT_IS_CONCLUSIVE: bool = cfg!(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "macos",
+    target_os = "ios",
+    target_os = "freebsd",
+    target_os = "netbsd",
+    target_os = "openbsd",
+    target_os = "dragonfly"
+)) && !cfg!(mio_unsupported_force_poll_poll);
+
+/// The receiving direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Input {
+    /// Bytes are received for the protocol.
+    Open,
+    /// Bytes are received and thrown away, until the peer closes its side.
+    Discarded,
+    /// The peer has closed its side, and everything before that has been received.
+    Ended,
+}
+
+/// The sending direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Output {
+    /// The connection is still being opened.
+    Connecting,
+    /// More may be sent.
+    Open,
+    /// Nothing more will be sent than what waits.
+    Finishing,
+    /// The peer has been told that this was all.
+    Shut,
+}
+
+/// What one `receive` came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// So many bytes; `dry` if they are known to be all there was.
+    Bytes { count: usize, dry: bool },
+    /// Nothing, for now.
+    WouldBlock,
+    /// The peer has closed its side.
+    End,
+}
+
+/// One peer's socket, and what must be remembered about it.
+#[derive(Debug)]
+pub(super) struct Connection<S> {
+    pub socket: S,
+    outbound: Outbound,
+    /// When a byte last moved, in either direction.
+    pub moved_at: Millis,
+    input: Input,
+    output: Output,
+    /// The last read did not find the end of what has arrived. Edge-triggered polls report an edge once: only a
+    /// read that comes back empty or short may clear this, whatever later events say.
+    readable: bool,
+    /// No send has come short since the last WRITABLE.
+    writable: bool,
+    /// An event has said that the peer has closed its side, so the end of the stream is still to be read, and no
+    /// further edge will announce it.
+    read_closed: bool,
+    /// Its key is in the ready queue.
+    pub queued: bool,
+}
+
+impl<S: Stream> Connection<S> {
+    /// A connection over `socket`, which is being opened still if `connecting`.
+    pub fn new(socket: S, connecting: bool, now: Millis) -> Self {
+        Connection {
+            socket,
+            outbound: Outbound::default(),
+            moved_at: now,
+            input: Input::Open,
+            output: if connecting { Output::Connecting } else { Output::Open },
+            readable: false,
+            writable: !connecting,
+            read_closed: false,
+            queued: false,
+        }
+    }
+
+    /// Notes what a poll reported. All of it is hints: a stale event of a predecessor in the same slab slot does no
+    /// harm, for every step survives WouldBlock.
+    pub fn mark(&mut self, readable: bool, writable: bool, read_closed: bool) {
+        self.readable |= readable | read_closed;
+        self.writable |= writable;
+        self.read_closed |= read_closed;
+    }
+
+    pub fn input(&self) -> Input {
+        self.input
+    }
+
+    pub fn is_connecting(&self) -> bool {
+        self.output == Output::Connecting
+    }
+
+    /// The number of bytes that wait for WRITABLE.
+    pub fn waiting(&self) -> usize {
+        self.outbound.len()
+    }
+
+    /// Whether a step can be made without waiting for an event. `full_duplex` lets a connection be read while bytes
+    /// for its peer wait.
+    pub fn has_work(&self, full_duplex: bool) -> bool {
+        if self.is_connecting() {
+            return self.writable | self.readable;
+        }
+        self.may_receive(full_duplex) || self.may_flush()
+    }
+
+    /// Whether to read: not while bytes wait to be sent, for a peer that sends and does not read would make them
+    /// grow for ever. This way its memory is bounded by one read, and TCP pushes back on it. What is discarded takes
+    /// no memory, and a peer that is still sending may need that before it reads.
+    pub fn may_receive(&self, full_duplex: bool) -> bool {
+        self.readable
+            && match self.input {
+                Input::Open => full_duplex || self.outbound.is_empty(),
+                Input::Discarded => true,
+                Input::Ended => false,
+            }
+    }
+
+    fn may_flush(&self) -> bool {
+        self.writable && !self.outbound.is_empty()
+    }
+
+    /// Asks whether the connection that is being opened is there now. Only then may bytes be sent and received.
+    pub fn establish(&mut self) -> io::Result<bool> {
+        self.writable = false;
+        if !self.socket.established()? {
+            return Ok(false);
+        }
+        self.output = Output::Open;
+        self.writable = true;
+        Ok(true)
+    }
+
+    /// Reads once. `conclusive`: see [`SHORT_IS_CONCLUSIVE`].
+    pub fn receive(&mut self, into: &mut [u8], conclusive: bool, now: Millis) -> io::Result<Received> {
+        loop {
+            return match self.socket.read(into) {
+                Ok(0) => {
+                    self.input = Input::Ended;
+                    self.readable = false;
+                    Ok(Received::End)
+                }
+                Ok(count) => {
+                    // A read that leaves room in the buffer has emptied the socket, so the read that would only say
+                    // WouldBlock is saved; unless the peer has closed its side: the end is then still to be read,
+                    // and no edge will come for it (tokio PR 4840).
+                    let dry = conclusive && count < into.len() && !self.read_closed;
+                    self.readable = !dry;
+                    if self.input == Input::Open {
+                        self.moved_at = now;
+                    }
+                    Ok(Received::Bytes { count, dry })
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    Ok(Received::WouldBlock)
+                }
+                Err(error) => Err(error),
+            };
+        }
+    }
+
+    /// Sends `bytes`: what the socket does not take now waits for WRITABLE. Returns how many bytes it took.
+    pub fn send(&mut self, bytes: &[u8], conclusive: bool, now: Millis) -> io::Result<usize> {
+        debug_assert!(matches!(self.output, Output::Open), "nothing is sent after finish()");
+        if !self.outbound.is_empty() {
+            self.outbound.push(bytes); // behind those that wait: the order is the stream
+            return Ok(0);
+        }
+        match outbound::write(&mut self.socket, bytes, conclusive)? {
+            Sent::All => {
+                self.moved_at = now;
+                Ok(bytes.len())
+            }
+            Sent::Part(taken) => {
+                self.outbound.push(&bytes[taken..]);
+                self.writable = false;
+                if taken > 0 {
+                    self.moved_at = now;
+                }
+                Ok(taken)
+            }
+        }
+    }
+
+    /// Sends what waits, as far as the socket takes it, and returns how many bytes that was.
+    pub fn flush(&mut self, conclusive: bool, now: Millis) -> io::Result<usize> {
+        if !self.may_flush() {
+            return Ok(0);
+        }
+        let taken = self.outbound.drain_into(&mut self.socket, conclusive)?;
+        self.writable = self.outbound.is_empty();
+        if taken > 0 {
+            self.moved_at = now;
+        }
+        Ok(taken)
+    }
+
+    /// Nothing more will be sent than what waits; what comes in is still received.
+    pub fn finish_sending(&mut self) {
+        if matches!(self.output, Output::Connecting | Output::Open) {
+            self.output = Output::Finishing;
+        }
+    }
+
+    /// Nothing more will be sent than what waits, and what comes in is thrown away.
+    pub fn finish(&mut self) {
+        self.finish_sending();
+        if self.input == Input::Open {
+            self.input = Input::Discarded;
+        }
+    }
+
+    /// Whether more may be sent.
+    pub fn is_open(&self) -> bool {
+        self.output == Output::Open
+    }
+
+    /// Whether everything has been sent, the peer has been told, and only its own end is awaited.
+    pub fn is_lingering(&self) -> bool {
+        self.output == Output::Shut && self.input == Input::Discarded
+    }
+
+    /// Makes the end known once everything that waited has left. Returns whether the connection is over, so that it
+    /// may be dropped.
+    ///
+    /// A socket that is closed with unread bytes in it answers with a reset, and the peer's kernel may then throw
+    /// away what it has received but not yet delivered (RFC 1122, 4.2.2.13). So our side is shut first, and the rest
+    /// of the peer's bytes are read and thrown away until its end is seen: the lingering close that nginx does too.
+    pub fn settle(&mut self) -> io::Result<bool> {
+        if self.output == Output::Finishing && self.outbound.is_empty() {
+            if self.input != Input::Ended {
+                self.socket.shutdown_write()?;
+            }
+            self.output = Output::Shut;
+        }
+        Ok(self.output == Output::Shut && self.input == Input::Ended)
+    }
+}

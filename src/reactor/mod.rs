@@ -1,0 +1,692 @@
+//! The event loop: it knows sockets, and knows no protocol.
+//!
+//! A [`Reactor`] keeps the connections in a slab, remembers which of them can make progress, and drives a
+//! [`Protocol`], in the shape that Twisted and asyncio made familiar: a connection was *made*, bytes were
+//! *received*, the socket ran *dry*, what waited was *drained*, the peer *ended* its side, the connection was *lost*.
+//! A protocol answers through its [`Peer`]: `send`, `finish`.
+//!
+//! The loop is `poll`, then [`turn`](Reactor::turn). [`Poller`] is the poll: mio's, with a few lines around it. The
+//! turn is given what became ready and the time, and touches the world only through [`Stream`], so that a test can
+//! be the kernel and the clock. What accepts connections, and when to stop, is its owner's business.
+//!
+//! # A protocol of your own
+//!
+//! RFC 863's discard service, whole:
+//!
+//! ```
+//! use echoloop::reactor::{Peer, Poller, Protocol, Reactor, Settings, Stream};
+//! use std::io::Write;
+//! use std::time::Duration;
+//!
+//! /// Throws away what it receives, and counts it.
+//! #[derive(Default)]
+//! struct Discard {
+//!     bytes: usize,
+//! }
+//!
+//! impl<S: Stream> Protocol<S> for Discard {
+//!     type State = (); // nothing to remember about a connection
+//!
+//!     fn received(&mut self, _: &mut Peer<'_, S>, _: &mut (), bytes: &[u8]) {
+//!         self.bytes += bytes.len();
+//!     }
+//! }
+//!
+//! let mut poller = Poller::new(Duration::ZERO)?;
+//! let mut reactor = Reactor::new(Discard::default(), Settings::default());
+//!
+//! let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+//! let mut client = std::net::TcpStream::connect(listener.local_addr()?)?;
+//! let accepted = listener.accept()?.0;
+//! accepted.set_nonblocking(true)?;
+//! let registry = poller.registry();
+//! reactor.open(|token, _| {
+//!     let mut stream = mio::net::TcpStream::from_std(accepted);
+//!     registry.register(&mut stream, token, Poller::interest())?;
+//!     Ok((stream, ()))
+//! })?;
+//!
+//! client.write_all(b"into the void")?;
+//! drop(client);
+//! while !reactor.is_empty() {
+//!     let (now, ready) = poller.wait(reactor.sleep())?;
+//!     reactor.turn(now, ready);
+//! }
+//! assert_eq!(reactor.protocol().bytes, 13);
+//! # Ok::<(), std::io::Error>(())
+//! ```
+
+mod connection;
+mod deadlines;
+mod outbound;
+mod poller;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+
+use indicatif::HumanCount;
+use log::{debug, trace};
+use mio::Token;
+use slab::Slab;
+
+use connection::{Connection, Input, Received};
+use deadlines::{Deadlines, Millis};
+
+pub use connection::{SHORT_IS_CONCLUSIVE, Stream};
+pub use poller::Poller;
+
+/// How long a connection that has sent everything waits for the peer's end, counted from the last byte moved, before
+/// it is closed regardless. A bound is needed, for a peer may never close.
+pub const LINGER: Duration = Duration::from_secs(2);
+
+/// What a service does with its connections. One value serves all of them; what must be remembered about one is its
+/// `State`.
+pub trait Protocol<S: Stream>: Sized {
+    /// What is remembered about each connection. Idle connections pay for its size; keep it small, or boxed.
+    type State;
+
+    /// Whether a connection is read while bytes for its peer wait. A server says no: a peer that sends and never
+    /// reads is then not read either, and its memory stays bounded by one read. A client of such a server must say
+    /// yes, or the two would wait for each other.
+    const FULL_DUPLEX: bool = false;
+
+    /// A connection was made.
+    fn made(&mut self, _peer: &mut Peer<'_, S>, _state: &mut Self::State) {}
+
+    /// Bytes were received: the next ones of the stream, cut anywhere.
+    fn received(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State, bytes: &[u8]);
+
+    /// Everything that had arrived has been received.
+    fn dry(&mut self, _peer: &mut Peer<'_, S>, _state: &mut Self::State) {}
+
+    /// Everything that waited to be sent has been taken by the socket.
+    fn drained(&mut self, _peer: &mut Peer<'_, S>, _state: &mut Self::State) {}
+
+    /// The peer has closed its side; everything it sent has been received. By default our side is closed too, once
+    /// what waits has been sent.
+    fn ended(&mut self, peer: &mut Peer<'_, S>, _state: &mut Self::State) {
+        peer.finish();
+    }
+
+    /// The connection is gone.
+    fn lost(&mut self, _token: Token, _state: Self::State, _reason: &Reason) {}
+}
+
+/// Why a connection is gone.
+#[derive(Debug)]
+pub enum Reason {
+    /// Everything was sent, and both sides were closed (or the peer did not close its side within [`LINGER`]).
+    Finished,
+    /// A call on the socket failed: the peer reset the connection, vanished, or never answered.
+    Failed(io::Error),
+    /// Nothing moved for the idle timeout.
+    Idle,
+    /// Bytes waited, and the peer took none for the idle timeout.
+    Stalled,
+    /// Its owner gave it up, as when a stop took too long.
+    Cut,
+}
+
+/// What the reactor counts. All numbers only grow, `live` excepted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Connections made.
+    pub made: u64,
+    /// The most connections at once.
+    pub peak: u64,
+    /// Connections lost, by [`Reason`].
+    pub finished: u64,
+    /// Connections that ended with a socket error.
+    pub failed: u64,
+    /// Connections closed by the idle timeout.
+    pub idle: u64,
+    /// Connections closed because their peer took nothing for the idle timeout.
+    pub stalled: u64,
+    /// Connections given up with bytes unsent or the peer's end unseen.
+    pub cut: u64,
+    /// Bytes received, those thrown away excepted.
+    pub bytes_in: u64,
+    /// Bytes that sockets took.
+    pub bytes_out: u64,
+    /// Sends of which the socket took only a part.
+    pub partial_sends: u64,
+    /// Reads that found nothing.
+    pub would_block: u64,
+    /// Turns of the loop.
+    pub turns: u64,
+    /// Readiness events.
+    pub events: u64,
+}
+
+impl Counters {
+    /// Connections lost, for whatever reason.
+    pub fn lost(&self) -> u64 {
+        self.finished + self.failed + self.idle + self.stalled + self.cut
+    }
+
+    /// Connections there are.
+    pub fn live(&self) -> u64 {
+        self.made - self.lost()
+    }
+}
+
+/// How a reactor behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bytes read at most at once: the size of the one buffer that all connections share, and so the most that one
+    /// of them can have waiting to be echoed.
+    pub read_size: usize,
+    /// Bytes read from one connection in a turn before the others get theirs.
+    pub read_budget: usize,
+    /// Close connections on which nothing moved for so long.
+    pub idle_timeout: Option<Duration>,
+    /// See [`SHORT_IS_CONCLUSIVE`].
+    pub short_is_conclusive: bool,
+}
+
+impl Default for Settings {
+    /// 64 KiB a read, 256 KiB a turn, no idle timeout.
+    fn default() -> Self {
+        Settings {
+            read_size: 64 * 1024,
+            read_budget: 256 * 1024,
+            idle_timeout: None,
+            short_is_conclusive: SHORT_IS_CONCLUSIVE,
+        }
+    }
+}
+
+/// What a poll reports of one token. Only hints: see [`Reactor::turn`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Readiness {
+    /// Whose it is.
+    pub token: Token,
+    /// There may be something to read.
+    pub readable: bool,
+    /// There may be room to write.
+    pub writable: bool,
+    /// The peer has closed its side, or the connection failed.
+    pub read_closed: bool,
+}
+
+/// One connection, as its protocol sees it during a call.
+pub struct Peer<'a, S> {
+    connection: &'a mut Connection<S>,
+    counters: &'a mut Counters,
+    token: Token,
+    now: Millis,
+    conclusive: bool,
+    failure: Option<io::Error>,
+}
+
+impl<S: Stream> Peer<'_, S> {
+    /// Sends `bytes`: straight to the socket, and what it does not take waits until it is writable again. A failure
+    /// is not reported here; the connection is then lost as soon as the protocol's call returns.
+    ///
+    /// After [`finish`](Peer::finish) nothing is sent.
+    pub fn send(&mut self, bytes: &[u8]) {
+        if !self.connection.is_open() || self.failure.is_some() {
+            return;
+        }
+        match self.connection.send(bytes, self.conclusive, self.now) {
+            Ok(taken) => {
+                self.counters.bytes_out += taken as u64;
+                if taken < bytes.len() {
+                    self.counters.partial_sends += 1;
+                    trace!(
+                        "token {}: sent {} of {}; {} wait for WRITABLE",
+                        self.token.0,
+                        HumanCount(taken as u64),
+                        HumanCount(bytes.len() as u64),
+                        HumanCount(self.connection.waiting() as u64)
+                    );
+                } else {
+                    trace!("token {}: sent {} of {}", self.token.0, HumanCount(taken as u64), HumanCount(taken as u64));
+                }
+            }
+            Err(error) => self.failure = Some(error),
+        }
+    }
+
+    /// Closes the connection, after what has been sent has left. What the peer still sends is thrown away.
+    pub fn finish(&mut self) {
+        self.connection.finish();
+    }
+
+    /// Closes the sending side alone, after what has been sent has left, and goes on receiving.
+    pub fn finish_sending(&mut self) {
+        self.connection.finish_sending();
+    }
+
+    /// The number of bytes that were sent and wait for the socket to take them.
+    pub fn waiting(&self) -> usize {
+        self.connection.waiting()
+    }
+
+    /// The connection's token.
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// The connection's socket, to ask it something. Its reading and writing belong to the reactor.
+    pub fn socket(&self) -> &S {
+        &self.connection.socket
+    }
+
+    fn receive(&mut self, scratch: &mut [u8]) -> io::Result<Received> {
+        let received = self.connection.receive(scratch, self.conclusive, self.now)?;
+        match received {
+            Received::Bytes { count, dry } => trace!(
+                "token {}: read {} of {}{}",
+                self.token.0,
+                HumanCount(count as u64),
+                HumanCount(scratch.len() as u64),
+                if dry { " (short: dry)" } else { "" }
+            ),
+            Received::WouldBlock => {
+                self.counters.would_block += 1;
+                trace!("token {}: read: would block", self.token.0);
+            }
+            Received::End => trace!("token {}: read 0: the peer has closed its side", self.token.0),
+        }
+        Ok(received)
+    }
+
+    /// Sends what waits. Returns whether that drained it.
+    fn flush(&mut self) -> io::Result<bool> {
+        let waited = self.connection.waiting();
+        let taken = self.connection.flush(self.conclusive, self.now)?;
+        if waited == 0 || taken == 0 {
+            return Ok(false);
+        }
+        let left = self.connection.waiting();
+        self.counters.bytes_out += taken as u64;
+        if left > 0 {
+            self.counters.partial_sends += 1;
+        }
+        trace!(
+            "token {}: WRITABLE: sent {} of {}; {}",
+            self.token.0,
+            HumanCount(taken as u64),
+            HumanCount(waited as u64),
+            if left > 0 { "the rest goes on waiting" } else { "drained, the buffer is given back" }
+        );
+        Ok(left == 0)
+    }
+
+    /// The failure of a `send` in the protocol's call, if there was one.
+    fn check(&mut self) -> io::Result<()> {
+        self.failure.take().map_or(Ok(()), Err)
+    }
+}
+
+struct Slot<S, T> {
+    connection: Connection<S>,
+    state: T,
+}
+
+/// The connections, and which of them can make progress.
+pub struct Reactor<S, P: Protocol<S>>
+where
+    S: Stream,
+{
+    slots: Slab<Slot<S, P::State>>,
+    /// The ready queue: keys of connections that can make a step without waiting for an event, first come first
+    /// served. A key may outlive its connection; that is harmless, as a stale event is.
+    ready: VecDeque<u32>,
+    /// The one buffer that all connections are read into.
+    scratch: Box<[u8]>,
+    protocol: P,
+    settings: Settings,
+    counters: Counters,
+    began: Instant,
+    now: Millis,
+    idle: Option<(Millis, Deadlines)>,
+    lingering: Deadlines,
+    draining: bool,
+}
+
+impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
+    /// A reactor without connections.
+    pub fn new(protocol: P, settings: Settings) -> Self {
+        let idle = settings.idle_timeout.map(millis).map(|timeout| (timeout, Deadlines::new(timeout)));
+        Reactor {
+            slots: Slab::new(),
+            ready: VecDeque::new(),
+            scratch: vec![0; settings.read_size].into_boxed_slice(),
+            protocol,
+            settings,
+            counters: Counters::default(),
+            began: Instant::now(),
+            now: 0,
+            idle,
+            lingering: Deadlines::new(millis(LINGER)),
+            draining: false,
+        }
+    }
+
+    /// Adds a connection that has been established: `make` returns its socket, registered under the token it is
+    /// given, and its state.
+    ///
+    /// # Errors
+    ///
+    /// What `make` returns; nothing is added then.
+    pub fn open(&mut self, make: impl FnOnce(Token, &mut P) -> io::Result<(S, P::State)>) -> io::Result<Token> {
+        let token = self.insert(false, make)?;
+        self.with(token, |protocol, peer, state| protocol.made(peer, state));
+        Ok(token)
+    }
+
+    /// Adds a connection that is being opened: as [`open`](Reactor::open), but `made` is called, or `lost`, when it
+    /// is known how that went.
+    ///
+    /// # Errors
+    ///
+    /// What `make` returns; nothing is added then.
+    pub fn connect(&mut self, make: impl FnOnce(Token, &mut P) -> io::Result<(S, P::State)>) -> io::Result<Token> {
+        self.insert(true, make)
+    }
+
+    fn insert(
+        &mut self,
+        connecting: bool,
+        make: impl FnOnce(Token, &mut P) -> io::Result<(S, P::State)>,
+    ) -> io::Result<Token> {
+        let entry = self.slots.vacant_entry();
+        let key = entry.key();
+        let (socket, state) = make(Token(key), &mut self.protocol)?;
+        entry.insert(Slot { connection: Connection::new(socket, connecting, self.now), state });
+        self.counters.made += 1;
+        self.counters.peak = self.counters.peak.max(self.slots.len() as u64);
+        if let Some((timeout, deadlines)) = &mut self.idle {
+            deadlines.arm(key, self.now + *timeout, self.now);
+        }
+        Ok(Token(key))
+    }
+
+    /// One turn of the loop: notes what became ready, serves every connection that can make progress once, and
+    /// closes those whose time has run out.
+    ///
+    /// Readiness is a hint. Slab keys are reused, so an event may have been meant for a connection that is gone, and
+    /// reach its successor (mio issues 172 and 219); a connection may have been served before its event is seen. All
+    /// that comes of it is a call that says WouldBlock.
+    pub fn turn(&mut self, now: Instant, ready: impl IntoIterator<Item = Readiness>) {
+        self.now = millis(now.saturating_duration_since(self.began));
+        self.counters.turns += 1;
+        for readiness in ready {
+            self.mark(readiness);
+        }
+        // Who is queued from here on had its turn and waits for the next one.
+        for _ in 0..self.ready.len() {
+            if let Some(key) = self.ready.pop_front() {
+                self.serve(key as usize);
+            }
+        }
+        self.expire();
+    }
+
+    /// How long the poll may sleep before the next turn; `None`: until something becomes ready.
+    pub fn sleep(&self) -> Option<Duration> {
+        if !self.ready.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let idle = self.idle.as_ref().and_then(|(_, deadlines)| deadlines.next_due());
+        let due = [idle, self.lingering.next_due()].into_iter().flatten().min()?;
+        Some(Duration::from_millis(due).saturating_sub(self.began.elapsed()))
+    }
+
+    /// Lets the protocol act on one connection outside of an event, as to send what has become due. Returns whether
+    /// the connection was there.
+    pub fn with(&mut self, token: Token, act: impl FnOnce(&mut P, &mut Peer<'_, S>, &mut P::State)) -> bool {
+        self.step(token.0, |protocol, peer, state, _| {
+            act(protocol, peer, state);
+            peer.check()
+        })
+    }
+
+    /// Ends all connections, as a stop does: each is read once more, what it is owed is sent, and then it is closed.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        for (key, slot) in &mut self.slots {
+            slot.connection.mark(true, true, false);
+            if !slot.connection.queued {
+                slot.connection.queued = true;
+                self.ready.push_back(key as u32);
+            }
+        }
+    }
+
+    /// Gives up all connections that are left.
+    pub fn cut(&mut self) {
+        let keys: Vec<usize> = self.slots.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.remove(key, Reason::Cut);
+        }
+    }
+
+    /// The number of connections.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there are no connections.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// What has been counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The bytes that connections have waiting for WRITABLE, over all of them. Takes time in proportion to their
+    /// number.
+    pub fn waiting(&self) -> usize {
+        self.slots.iter().map(|(_, slot)| slot.connection.waiting()).sum()
+    }
+
+    /// The protocol.
+    pub fn protocol(&self) -> &P {
+        &self.protocol
+    }
+
+    /// The protocol, to change it.
+    pub fn protocol_mut(&mut self) -> &mut P {
+        &mut self.protocol
+    }
+
+    fn mark(&mut self, readiness: Readiness) {
+        self.counters.events += 1;
+        let key = readiness.token.0;
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        trace!(
+            "token {key}: ready:{}{}{}",
+            if readiness.readable { " READABLE" } else { "" },
+            if readiness.writable { " WRITABLE" } else { "" },
+            if readiness.read_closed { " READ_CLOSED" } else { "" }
+        );
+        let connection = &mut slot.connection;
+        connection.mark(readiness.readable, readiness.writable, readiness.read_closed);
+        self.queue(key);
+    }
+
+    /// Makes the steps that one connection can make now, within its budget.
+    fn serve(&mut self, key: usize) {
+        let (budget, draining) = (self.settings.read_budget, self.draining);
+        self.step(key, |protocol, peer, state, scratch| {
+            peer.connection.queued = false;
+            drive(protocol, peer, state, scratch, budget)?;
+            if draining {
+                peer.finish();
+            }
+            Ok(())
+        });
+    }
+
+    /// Runs `act` on the connection under `key`, if there is one, and does what follows from it: the end, the ready
+    /// queue, the deadline. Returns whether there was one.
+    fn step(
+        &mut self,
+        key: usize,
+        act: impl FnOnce(&mut P, &mut Peer<'_, S>, &mut P::State, &mut [u8]) -> io::Result<()>,
+    ) -> bool {
+        let Some(Slot { connection, state }) = self.slots.get_mut(key) else { return false };
+        let mut peer = Peer {
+            connection,
+            counters: &mut self.counters,
+            token: Token(key),
+            now: self.now,
+            conclusive: self.settings.short_is_conclusive,
+            failure: None,
+        };
+        let over = act(&mut self.protocol, &mut peer, state, &mut self.scratch).and_then(|()| peer.connection.settle());
+        match over {
+            Ok(true) => self.remove(key, Reason::Finished),
+            Ok(false) => {
+                if connection.is_lingering() {
+                    self.lingering.arm(key, connection.moved_at + millis(LINGER), self.now);
+                }
+                self.queue(key);
+            }
+            Err(error) => self.remove(key, Reason::Failed(error)),
+        }
+        true
+    }
+
+    /// Puts a connection into the ready queue, if it can make progress and is not there yet.
+    fn queue(&mut self, key: usize) {
+        let connection = &mut self.slots[key].connection;
+        if !connection.queued && connection.has_work(P::FULL_DUPLEX) {
+            connection.queued = true;
+            self.ready.push_back(key as u32);
+        }
+    }
+
+    /// Closes the connections whose time has run out.
+    fn expire(&mut self) {
+        let mut overdue = Vec::new(); // allocates nothing while nobody is
+        if let Some((timeout, deadlines)) = &mut self.idle {
+            deadlines.expire(self.now, |key| {
+                let due = self.slots.get(key)?.connection.moved_at + *timeout;
+                if due <= self.now {
+                    overdue.push(key);
+                    return None;
+                }
+                Some(due)
+            });
+        }
+        for key in overdue.drain(..) {
+            self.expire_idle(key);
+        }
+        self.lingering.expire(self.now, |key| {
+            let connection = &self.slots.get(key)?.connection;
+            let due = connection.moved_at + millis(LINGER);
+            if !connection.is_lingering() {
+                return None;
+            }
+            if due <= self.now {
+                overdue.push(key);
+                return None;
+            }
+            Some(due)
+        });
+        for key in overdue {
+            self.remove(key, Reason::Finished);
+        }
+    }
+
+    /// Closes a connection on which nothing moved for the idle timeout, after asking the socket itself. The kernel
+    /// reports WRITABLE only when a good part of the send buffer is free (a third, on Linux), so a slow reader may
+    /// have taken bytes for long without an event: if the socket takes some now, the peer is slow and not stalled
+    /// (the trap of Envoy issue 34035).
+    fn expire_idle(&mut self, key: usize) {
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        let moved_at = slot.connection.moved_at;
+        slot.connection.mark(true, true, false);
+        self.serve(key);
+        let Some(slot) = self.slots.get(key) else { return };
+        if slot.connection.moved_at > moved_at {
+            if let Some((timeout, deadlines)) = &mut self.idle {
+                deadlines.arm(key, slot.connection.moved_at + *timeout, self.now);
+            }
+        } else if slot.connection.waiting() > 0 {
+            self.remove(key, Reason::Stalled);
+        } else if !slot.connection.is_lingering() {
+            self.remove(key, Reason::Idle);
+        }
+    }
+
+    fn remove(&mut self, key: usize, reason: Reason) {
+        let slot = self.slots.remove(key);
+        let (count, cause): (_, &dyn std::fmt::Display) = match &reason {
+            Reason::Finished => (&mut self.counters.finished, &"finished"),
+            Reason::Failed(error) => (&mut self.counters.failed, error),
+            Reason::Idle => (&mut self.counters.idle, &"idle"),
+            Reason::Stalled => (&mut self.counters.stalled, &"stalled: its peer takes nothing"),
+            Reason::Cut => (&mut self.counters.cut, &"cut"),
+        };
+        *count += 1;
+        debug!("token {key}: closed: {cause}");
+        self.protocol.lost(Token(key), slot.state, &reason);
+        // Dropping the socket closes it, and closing takes it out of the poll.
+    }
+}
+
+/// Makes the steps that one connection can make without waiting, until it has received `budget` bytes.
+fn drive<S: Stream, P: Protocol<S>>(
+    protocol: &mut P,
+    peer: &mut Peer<'_, S>,
+    state: &mut P::State,
+    scratch: &mut [u8],
+    budget: usize,
+) -> io::Result<()> {
+    if peer.connection.is_connecting() {
+        if !peer.connection.establish()? {
+            return Ok(());
+        }
+        protocol.made(peer, state);
+        peer.check()?;
+    }
+    if peer.flush()? {
+        protocol.drained(peer, state);
+        peer.check()?;
+    }
+    let mut left = budget;
+    while peer.connection.may_receive(P::FULL_DUPLEX) {
+        if left == 0 {
+            trace!("token {}: budget spent: back to the ready queue", peer.token.0);
+            break;
+        }
+        let delivered = peer.connection.input() == Input::Open;
+        let dry = match peer.receive(scratch)? {
+            Received::Bytes { count, dry } => {
+                left = left.saturating_sub(count);
+                if delivered {
+                    peer.counters.bytes_in += count as u64;
+                    protocol.received(peer, state, &scratch[..count]);
+                }
+                dry
+            }
+            Received::WouldBlock => true,
+            Received::End => {
+                if delivered {
+                    protocol.ended(peer, state);
+                }
+                false
+            }
+        };
+        if dry && peer.connection.input() == Input::Open {
+            protocol.dry(peer, state);
+        }
+        peer.check()?;
+    }
+    Ok(())
+}
+
+fn millis(duration: Duration) -> Millis {
+    // Half of what there is, so that a sum of a time and a timeout does not overflow.
+    Millis::try_from(duration.as_millis()).map_or(Millis::MAX / 2, |millis| millis.min(Millis::MAX / 2))
+}

@@ -1,0 +1,103 @@
+//! The bytes that a `send` did not take.
+//!
+//! `send(2)` on a non-blocking socket takes what the kernel has room for and says how much that was. The rest waits
+//! here, in order, until the socket reports WRITABLE. A connection to which nothing is owed holds no buffer at all:
+//! an empty `Outbound` is one null pointer, and a buffer that has been drained is given back at once.
+//!
+//! This module knows how to keep and to drain bytes. It does not know when to: that is the connection's business.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Write};
+
+/// A queue of bytes waiting for room in the socket's send buffer.
+///
+/// The box keeps an idle connection small: 8 bytes instead of the queue's 32.
+#[derive(Debug, Default)]
+#[allow(clippy::box_collection)]
+pub(super) struct Outbound(Option<Box<VecDeque<u8>>>);
+
+/// What one attempt to write came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// The socket took everything.
+    All,
+    /// The socket took this many bytes and has no room for more: WRITABLE will be reported when it has.
+    Part(usize),
+}
+
+impl Outbound {
+    /// The number of bytes that wait.
+    pub fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |bytes| bytes.len())
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Puts `bytes` behind those that wait already.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.0.get_or_insert_default().extend(bytes);
+        }
+    }
+
+    /// Writes what waits to `socket`, as far as it takes it, and returns how many bytes it took.
+    ///
+    /// # Errors
+    ///
+    /// What the socket reports, WouldBlock and Interrupted excepted. The bytes it had taken by then are gone from
+    /// the queue.
+    pub fn drain_into(&mut self, socket: &mut impl Write, short_means_full: bool) -> io::Result<usize> {
+        let mut total = 0;
+        while let Some(waiting) = &mut self.0 {
+            // A `VecDeque` may wrap around; one contiguous piece a call keeps a scripted socket simple, and the
+            // queue is contiguous anyway unless bytes were pushed behind others that had been partly sent.
+            let piece = waiting.as_slices().0;
+            let offered = piece.len();
+            let sent = write(socket, piece, short_means_full)?;
+            let taken = match sent {
+                Sent::All => offered,
+                Sent::Part(taken) => taken,
+            };
+            total += taken;
+            waiting.drain(..taken);
+            if waiting.is_empty() {
+                self.0 = None;
+            } else if sent != Sent::All {
+                break;
+            }
+        }
+        Ok(total)
+    }
+}
+
+/// Writes `bytes` until the socket has taken all of them or has no room left.
+///
+/// This is the one place where a partial `send` is seen. `short_means_full` says that a short write proves the send
+/// buffer full, so that the next `send`, which could only say WouldBlock, is saved (epoll(7), on EPOLLET). Without
+/// it only WouldBlock counts.
+///
+/// # Errors
+///
+/// What the socket reports, WouldBlock and Interrupted excepted; a socket that takes no byte and reports no error
+/// is an error of its own (`WriteZero`), for waiting would wait for ever.
+pub(super) fn write(socket: &mut impl Write, bytes: &[u8], short_means_full: bool) -> io::Result<Sent> {
+    let mut taken = 0;
+    while taken < bytes.len() {
+        match socket.write(&bytes[taken..]) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                taken += n;
+                if short_means_full {
+                    break;
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(if taken == bytes.len() { Sent::All } else { Sent::Part(taken) })
+}

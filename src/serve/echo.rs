@@ -1,0 +1,448 @@
+//! What echo means: what is received is sent back. And, only where it is asked for, what a message is.
+//!
+//! TCP has no messages. `--terminator`, `--message-limit` and `--print` need them, so for these a message ends at LF
+//! or CRLF (which are not part of it), or where the socket runs dry with bytes pending, as they do when a client sends
+//! a bare word and waits. One exception, so that a terminator split over two segments is still seen: at a dry socket,
+//! bytes that are a proper beginning of it, or it and a CR whose LF is still to come, stay pending.
+//!
+//! Without those options bytes are never looked at, and a connection has no state here beyond a null pointer.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+
+use log::warn;
+use memchr::memchr;
+
+use crate::reactor::{Peer, Protocol, Stream};
+
+/// The most of a message that is kept to be printed in one piece, in bytes.
+const PRINT_PIECE: usize = 64 * 1024;
+
+/// The echo protocol.
+pub(super) struct Echo {
+    rules: Option<Rules>,
+}
+
+/// What is done with messages.
+struct Rules {
+    /// The word that closes a connection, and a CR: the beginnings of a message that may still become the word are
+    /// the beginnings of this.
+    terminator: Option<Vec<u8>>,
+    limit: Option<u64>,
+    printer: Option<Printer>,
+}
+
+impl Echo {
+    /// An echo that closes a connection after a message equal to `terminator` or after `limit` messages, and prints
+    /// messages to `print`.
+    pub fn new(terminator: Option<&[u8]>, limit: Option<u64>, print: Option<Box<dyn Write>>) -> Self {
+        if terminator.is_none() && limit.is_none() && print.is_none() {
+            return Echo { rules: None };
+        }
+        let terminator = terminator.map(|word| [word, b"\r"].concat());
+        Echo { rules: Some(Rules { terminator, limit, printer: print.map(Printer::new) }) }
+    }
+
+    /// What is to be remembered about a new connection.
+    pub fn state(&self, peer: SocketAddr) -> Option<Box<Messages>> {
+        self.rules.as_ref().map(|_| Box::new(Messages::new(peer)))
+    }
+
+    /// Writes out what has been printed. To be called once a turn.
+    pub fn flush(&mut self) {
+        if let Some(Rules { printer: Some(printer), .. }) = &mut self.rules {
+            printer.flush();
+        }
+    }
+}
+
+impl<S: Stream> Protocol<S> for Echo {
+    type State = Option<Box<Messages>>;
+
+    fn received(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State, bytes: &[u8]) {
+        let (Some(rules), Some(messages)) = (&mut self.rules, state) else {
+            peer.send(bytes);
+            return;
+        };
+        match messages.receive(rules, bytes) {
+            After::GoOn => peer.send(bytes),
+            After::Close { echo } => {
+                peer.send(&bytes[..echo]);
+                peer.finish();
+            }
+        }
+    }
+
+    fn dry(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State) {
+        if let (Some(rules), Some(messages)) = (&mut self.rules, state)
+            && messages.run_dry(rules)
+        {
+            peer.finish();
+        }
+    }
+
+    fn ended(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State) {
+        if let (Some(rules), Some(messages)) = (&mut self.rules, state) {
+            messages.end_of_stream(rules);
+        }
+        peer.finish();
+    }
+}
+
+/// What is to be done after a piece of the stream has been looked at.
+#[derive(Debug, PartialEq, Eq)]
+enum After {
+    GoOn,
+    /// Echo this many of the bytes, and close.
+    Close {
+        echo: usize,
+    },
+}
+
+/// How far the message that is pending has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    /// It consists of so many bytes, and these are the first of the terminator.
+    Beginning(usize),
+    /// It has bytes in it, and is not the terminator.
+    Other,
+}
+
+const NOTHING: Pending = Pending::Beginning(0);
+
+/// How a message came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Newline,
+    Dry,
+}
+
+/// The messages of one connection: how many there have been, and what is known of the pending one. Only its length
+/// and whether it can still be the terminator; a message of a gigabyte takes no more room than an empty one.
+pub(super) struct Messages {
+    peer: SocketAddr,
+    count: u64,
+    pending: Pending,
+    /// The pending message's bytes, as far as they are still to be printed. Empty if nothing is printed.
+    unprinted: Vec<u8>,
+}
+
+impl Messages {
+    fn new(peer: SocketAddr) -> Self {
+        Messages { peer, count: 0, pending: NOTHING, unprinted: Vec::new() }
+    }
+
+    fn receive(&mut self, rules: &mut Rules, bytes: &[u8]) -> After {
+        let mut at = 0;
+        while let Some(length) = memchr(b'\n', &bytes[at..]) {
+            self.extend(rules, &bytes[at..at + length]);
+            at += length + 1;
+            if self.end(rules, End::Newline) {
+                return After::Close { echo: at };
+            }
+        }
+        self.extend(rules, &bytes[at..]);
+        After::GoOn
+    }
+
+    /// Everything that has arrived has been received. Returns whether to close.
+    fn run_dry(&mut self, rules: &mut Rules) -> bool {
+        let terminator = rules.terminator.as_ref().map_or(0, |word_and_cr| word_and_cr.len() - 1);
+        match self.pending {
+            Pending::Beginning(length) if length != terminator || length == 0 => false,
+            _ => self.end(rules, End::Dry),
+        }
+    }
+
+    /// The peer will send no more, so what was held back is a message.
+    fn end_of_stream(&mut self, rules: &mut Rules) {
+        if self.pending != NOTHING {
+            self.end(rules, End::Dry);
+        }
+    }
+
+    fn extend(&mut self, rules: &mut Rules, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        if let Pending::Beginning(length) = self.pending {
+            let still_possible = rules.terminator.as_ref().is_some_and(|word| word[length..].starts_with(bytes));
+            self.pending = if still_possible { Pending::Beginning(length + bytes.len()) } else { Pending::Other };
+        }
+        if let Some(printer) = &mut rules.printer {
+            for piece in bytes.chunks(PRINT_PIECE) {
+                if self.unprinted.len() + piece.len() > PRINT_PIECE {
+                    printer.print(self.peer, &self.unprinted, More::Follows);
+                    self.unprinted.clear();
+                }
+                self.unprinted.extend_from_slice(piece);
+            }
+        }
+    }
+
+    /// The pending message is complete. Returns whether to close.
+    fn end(&mut self, rules: &mut Rules, end: End) -> bool {
+        let is_terminator = rules.terminator.as_ref().is_some_and(|word_and_cr| match self.pending {
+            Pending::Beginning(length) if end == End::Newline => length + 1 >= word_and_cr.len(),
+            Pending::Beginning(length) => length + 1 == word_and_cr.len(),
+            Pending::Other => false,
+        });
+        self.pending = NOTHING;
+        self.count += 1;
+        if let Some(printer) = &mut rules.printer {
+            let message = std::mem::take(&mut self.unprinted);
+            let message = match message.strip_suffix(b"\r") {
+                Some(without) if end == End::Newline => without,
+                _ => &message,
+            };
+            printer.print(self.peer, message, More::None);
+        }
+        is_terminator || rules.limit.is_some_and(|limit| self.count >= limit)
+    }
+}
+
+/// Whether a printed piece is the last of its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum More {
+    None,
+    Follows,
+}
+
+/// Prints messages, one a line. If its output goes away, it stops, and nothing else does.
+struct Printer {
+    out: Option<Box<dyn Write>>,
+}
+
+impl Printer {
+    fn new(out: Box<dyn Write>) -> Self {
+        Printer { out: Some(out) }
+    }
+
+    fn print(&mut self, peer: SocketAddr, message: &[u8], more: More) {
+        self.attempt(|out| {
+            write!(out, "{peer} ")?;
+            write_escaped(out, message)?;
+            // A backslash in the message is printed as two; so one alone at the end can only mean: more follows.
+            out.write_all(if more == More::Follows { b"\\\n" } else { b"\n" })
+        });
+    }
+
+    fn flush(&mut self) {
+        self.attempt(|out| out.flush());
+    }
+
+    fn attempt(&mut self, act: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
+        if let Some(out) = &mut self.out
+            && let Err(error) = act(out.as_mut())
+        {
+            warn!("messages are not printed any more: standard output: {error}");
+            self.out = None;
+        }
+    }
+}
+
+/// Writes a message so that it cannot harm a terminal and nothing in it is ambiguous: control characters, bytes that
+/// are not UTF-8, characters that change the direction of text, and the backslash itself are escaped.
+fn write_escaped(out: &mut dyn Write, message: &[u8]) -> io::Result<()> {
+    for chunk in message.utf8_chunks() {
+        let mut plain = chunk.valid();
+        while let Some(at) = plain.find(needs_escape) {
+            let (before, rest) = plain.split_at(at);
+            let mut characters = rest.chars();
+            out.write_all(before.as_bytes())?;
+            if let Some(character) = characters.next() {
+                if character.is_ascii() {
+                    write!(out, "{}", (character as u8).escape_ascii())?;
+                } else {
+                    write!(out, "{}", character.escape_unicode())?;
+                }
+            }
+            plain = characters.as_str();
+        }
+        out.write_all(plain.as_bytes())?;
+        write!(out, "{}", chunk.invalid().escape_ascii())?;
+    }
+    Ok(())
+}
+
+fn needs_escape(character: char) -> bool {
+    character == '\\'
+        || character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    /// Something that can be written to and looked into.
+    #[derive(Clone, Default)]
+    struct Shared(Rc<RefCell<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A connection's messages: what is received, and where the socket runs dry.
+    struct Session {
+        rules: Rules,
+        messages: Messages,
+        printed: Shared,
+    }
+
+    impl Session {
+        fn new(terminator: Option<&str>, limit: Option<u64>) -> Self {
+            let printed = Shared::default();
+            let echo = Echo::new(terminator.map(str::as_bytes), limit, Some(Box::new(printed.clone())));
+            let messages = Messages::new("127.0.0.1:1".parse().unwrap());
+            Session { rules: echo.rules.unwrap(), messages, printed }
+        }
+
+        /// Receives a segment after which the socket is dry. Returns how many bytes are echoed, and whether the
+        /// connection is closed.
+        fn segment(&mut self, bytes: &str) -> (usize, bool) {
+            match self.messages.receive(&mut self.rules, bytes.as_bytes()) {
+                After::Close { echo } => (echo, true),
+                After::GoOn => (bytes.len(), self.messages.run_dry(&mut self.rules)),
+            }
+        }
+
+        fn printed(&self) -> String {
+            let text = String::from_utf8(self.printed.0.borrow().clone()).unwrap();
+            text.replace("127.0.0.1:1 ", "")
+        }
+    }
+
+    #[test]
+    fn the_terminator_closes_however_it_is_ended() {
+        for last in ["bye", "bye\n", "bye\r\n", "hello\nbye\n", "hello\r\nbye"] {
+            assert_eq!(Session::new(Some("bye"), None).segment(last), (last.len(), true), "{last:?}");
+        }
+        for other in ["by", "byes", "bye bye", "goodbye", "bye\rx\n", "Bye", "xbye\n", "\n", "bye\r", " bye"] {
+            assert_eq!(Session::new(Some("bye"), None).segment(other), (other.len(), false), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_terminator_split_over_segments_closes() {
+        for parts in [&["b", "ye"][..], &["b", "y", "e"], &["by", "e\r\n"], &["hi\nb", "ye\n"]] {
+            let mut session = Session::new(Some("bye"), None);
+            let (last, first) = parts.split_last().unwrap();
+            for part in first {
+                assert_eq!(session.segment(part), (part.len(), false), "{parts:?}");
+            }
+            assert_eq!(session.segment(last), (last.len(), true), "{parts:?}");
+        }
+        let mut session = Session::new(Some("bye"), None);
+        assert_eq!(session.segment("hello bye\r"), (10, false));
+        assert_eq!(session.segment("bye\r"), (4, false), "the LF is still to come");
+        assert_eq!(session.segment("\n"), (1, true));
+    }
+
+    #[test]
+    fn a_beginning_that_goes_on_otherwise_is_one_message() {
+        let mut session = Session::new(Some("bye"), None);
+        session.segment("by");
+        assert_eq!(session.messages.count, 0, "held back");
+        assert_eq!(session.segment("x"), (1, false));
+        assert_eq!(session.messages.count, 1);
+        assert_eq!(session.printed(), "byx\n");
+    }
+
+    #[test]
+    fn what_was_held_back_is_a_message_at_the_end() {
+        let mut session = Session::new(Some("bye"), None);
+        session.segment("by");
+        session.messages.end_of_stream(&mut session.rules);
+        assert_eq!((session.messages.count, session.printed().as_str()), (1, "by\n"));
+        session.messages.end_of_stream(&mut session.rules);
+        assert_eq!(session.messages.count, 1);
+    }
+
+    #[test]
+    fn the_rest_of_the_read_is_not_echoed_after_the_last_message() {
+        assert_eq!(Session::new(Some("bye"), None).segment("hi\nbye\nmore"), (7, true));
+        assert_eq!(Session::new(None, Some(2)).segment("a\r\nb\r\nc\r\n"), (6, true));
+        assert_eq!(Session::new(None, Some(1)).segment("word"), (4, true));
+        assert_eq!(Session::new(None, Some(1)).segment("\n\n"), (1, true));
+        assert_eq!(Session::new(None, Some(2)).segment("word"), (4, false));
+    }
+
+    #[test]
+    fn a_message_longer_than_a_read_is_one_message_and_takes_no_room() {
+        let mut session = Session::new(Some("bye"), Some(2));
+        session.rules.printer = None;
+        for _ in 0..1000 {
+            assert_eq!(session.messages.receive(&mut session.rules, &[b'x'; 65536]), After::GoOn);
+        }
+        assert_eq!((session.messages.count, session.messages.unprinted.capacity()), (0, 0));
+        assert_eq!(session.segment("bye"), (3, false), "the end of a long message is not the word");
+        assert_eq!(session.segment("bye"), (3, true));
+    }
+
+    #[test]
+    fn every_split_of_a_stream_echoes_and_closes_at_the_same_byte() {
+        // Reads that are cut anywhere, with the socket dry only at the end, are one stream.
+        let stream = b"one\r\nby\nbyebye\n\nbye\r\nafter";
+        for first in 0..=stream.len() {
+            for second in first..=stream.len() {
+                let mut session = Session::new(Some("bye"), None);
+                let mut echoed = 0;
+                for part in [&stream[..first], &stream[first..second], &stream[second..]] {
+                    match session.messages.receive(&mut session.rules, part) {
+                        After::GoOn => echoed += part.len(),
+                        After::Close { echo } => {
+                            echoed += echo;
+                            break;
+                        }
+                    }
+                }
+                assert_eq!(&stream[..echoed], b"one\r\nby\nbyebye\n\nbye\r\n", "cut at {first} and {second}");
+                assert_eq!(session.printed(), "one\nby\nbyebye\n\nbye\n");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_printed_cannot_harm_a_terminal() {
+        let mut out = Vec::new();
+        let message = b"plain \xc3\xa9 \xff\xfe \x1b[31m \x07 \\ tab\t \xc2\x9b0m \xe2\x80\xae quote'";
+        write_escaped(&mut out, message).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            r"plain é \xff\xfe \x1b[31m \x07 \\ tab\t \u{9b}0m \u{202e} quote'"
+        );
+    }
+
+    #[test]
+    fn a_long_message_is_printed_in_pieces() {
+        let mut session = Session::new(None, None);
+        let long = "x".repeat(PRINT_PIECE + 10);
+        session.segment(&long);
+        assert_eq!(session.printed(), format!("{}\\\n{}\n", &long[..PRINT_PIECE], &long[PRINT_PIECE..]));
+    }
+
+    #[test]
+    fn printing_stops_when_its_output_is_gone() {
+        struct Gone;
+        impl Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut printer = Printer::new(Box::new(Gone));
+        printer.print("127.0.0.1:1".parse().unwrap(), b"x", More::None);
+        assert!(printer.out.is_none());
+        printer.flush();
+    }
+}

@@ -1,0 +1,106 @@
+//! Real listening sockets: bound, with their options set, and handed to mio.
+
+use std::io;
+use std::net::SocketAddr;
+
+use log::warn;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Registry, Token};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::acceptor::Accept;
+use crate::reactor::Poller;
+
+/// The options of listening sockets. Connections inherit those of theirs, which saves a system call each.
+#[derive(Debug, Clone)]
+pub struct SocketOptions {
+    /// Connections the kernel keeps until they are accepted (listen(2)). A short backlog makes a burst of connects
+    /// crawl: what does not fit is dropped, and the peer tries again after a second.
+    pub backlog: u32,
+    /// The receive buffer of each connection in bytes (`SO_RCVBUF`); `None` leaves it to the kernel's tuning.
+    pub recv_buffer: Option<usize>,
+    /// The send buffer of each connection in bytes (`SO_SNDBUF`); `None` leaves it to the kernel's tuning.
+    pub send_buffer: Option<usize>,
+    /// Leave Nagle's algorithm on (RFC 896), which delays small sends; `false` sets `TCP_NODELAY`.
+    pub nagle: bool,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        SocketOptions { backlog: 4096, recv_buffer: None, send_buffer: None, nagle: false }
+    }
+}
+
+/// A listening TCP socket in the poll.
+#[derive(Debug)]
+pub(super) struct Listener {
+    socket: TcpListener,
+    registry: Registry,
+    /// Accepted, but the poll had no room for it; the peer is kept until it has.
+    unregistered: Option<(TcpStream, SocketAddr)>,
+}
+
+impl Listener {
+    /// Listens on `address`, with `token` in the poll of `registry`.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports, as when the address is in use or needs a privilege (bind(2)).
+    pub fn bind(address: SocketAddr, options: &SocketOptions, registry: &Registry, token: Token) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A server that is restarted may have connections of its former life in TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            // [::] means IPv6 alone, whatever the system's default, so that 0.0.0.0 can stand beside it.
+            socket.set_only_v6(true)?;
+        }
+        socket.set_tcp_nodelay(!options.nagle)?;
+        // Before listening, because the window scale is settled in the handshake (tcp(7)).
+        if let Some(size) = options.recv_buffer {
+            socket.set_recv_buffer_size(size)?;
+        }
+        if let Some(size) = options.send_buffer {
+            socket.set_send_buffer_size(size)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+        socket.set_nonblocking(true)?;
+        let mut socket = TcpListener::from_std(socket.into());
+        registry.register(&mut socket, token, mio::Interest::READABLE)?;
+        Ok(Listener { socket, registry: registry.try_clone()?, unregistered: None })
+    }
+
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+impl Accept for Listener {
+    type Stream = TcpStream;
+
+    fn accept(&mut self, token: Token) -> io::Result<(TcpStream, SocketAddr)> {
+        let (mut stream, peer) = match self.unregistered.take() {
+            Some(accepted) => accepted,
+            None => self.socket.accept()?,
+        };
+        match self.registry.register(&mut stream, token, Poller::interest()) {
+            Ok(()) => Ok((stream, peer)),
+            Err(error) => {
+                self.unregistered = Some((stream, peer));
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Says so if the kernel will cut the backlog that was asked for (listen(2), on `somaxconn`).
+pub(super) fn check_backlog(backlog: u32) {
+    let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
+    if let Some(limit) = limit.ok().and_then(|text| text.trim().parse::<u32>().ok())
+        && limit < backlog
+    {
+        warn!(
+            "the kernel cuts the backlog of {backlog} to {limit}: raise net.core.somaxconn (sysctl) to have it whole"
+        );
+    }
+}
