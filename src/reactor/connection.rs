@@ -88,7 +88,7 @@ enum Output {
 }
 
 /// What one `receive` came to.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Received {
     /// So many bytes; `dry` if they are known to be all there was.
     Bytes { count: usize, dry: bool },
@@ -163,6 +163,12 @@ impl<S: Stream> Connection<S> {
             return self.writable | self.readable;
         }
         self.may_receive(full_duplex) || self.may_flush()
+    }
+
+    /// Whether something comes before receiving: the connection is still being opened, or bytes that waited can be
+    /// sent.
+    pub fn has_work_before_receiving(&self) -> bool {
+        self.is_connecting() || self.may_flush()
     }
 
     /// Whether to read: not while bytes wait to be sent, for a peer that sends and does not read would make them

@@ -82,6 +82,9 @@ pub use poller::Poller;
 /// it is closed regardless. A bound is needed, for a peer may never close.
 pub const LINGER: Duration = Duration::from_secs(2);
 
+/// Bytes received in a round before those who sent them are served.
+const ROUND: usize = 16 * 1024;
+
 /// What a service does with its connections. One value serves all of them; what must be remembered about one is its
 /// `State`.
 pub trait Protocol<S: Stream>: Sized {
@@ -105,8 +108,8 @@ pub trait Protocol<S: Stream>: Sized {
     /// Everything that waited to be sent has been taken by the socket.
     fn drained(&mut self, _peer: &mut Peer<'_, S>, _state: &mut Self::State) {}
 
-    /// The peer has closed its side; everything it sent has been received. By default our side is closed too, once
-    /// what waits has been sent.
+    /// The peer has closed its side; everything it sent has been received, or thrown away after
+    /// [`finish`](Peer::finish). By default our side is closed too, once what waits has been sent.
     fn ended(&mut self, peer: &mut Peer<'_, S>, _state: &mut Self::State) {
         peer.finish();
     }
@@ -222,7 +225,18 @@ pub struct Peer<'a, S> {
     failure: Option<io::Error>,
 }
 
-impl<S: Stream> Peer<'_, S> {
+impl<'a, S: Stream> Peer<'a, S> {
+    fn new(
+        connection: &'a mut Connection<S>,
+        counters: &'a mut Counters,
+        key: usize,
+        now: Millis,
+        settings: &Settings,
+    ) -> Self {
+        let conclusive = settings.short_is_conclusive;
+        Peer { connection, counters, token: Token(key), now, conclusive, failure: None }
+    }
+
     /// Sends `bytes`: straight to the socket, and what it does not take waits until it is writable again. A failure
     /// is not reported here; the connection is then lost as soon as the protocol's call returns.
     ///
@@ -276,14 +290,14 @@ impl<S: Stream> Peer<'_, S> {
         &self.connection.socket
     }
 
-    fn receive(&mut self, scratch: &mut [u8]) -> io::Result<Received> {
-        let received = self.connection.receive(scratch, self.conclusive, self.now)?;
+    fn receive(&mut self, into: &mut [u8]) -> io::Result<Received> {
+        let received = self.connection.receive(into, self.conclusive, self.now)?;
         match received {
             Received::Bytes { count, dry } => trace!(
                 "token {}: read {} of {}{}",
                 self.token.0,
                 HumanCount(count as u64),
-                HumanCount(scratch.len() as u64),
+                HumanCount(into.len() as u64),
                 if dry { " (short: dry)" } else { "" }
             ),
             Received::WouldBlock => {
@@ -328,6 +342,15 @@ struct Slot<S, T> {
     state: T,
 }
 
+/// What has been received from a connection before it is served.
+struct Arrival {
+    key: u32,
+    /// Where its bytes lie in the buffer.
+    at: usize,
+    /// `None`: something else has to be done first.
+    received: Option<Received>,
+}
+
 /// The connections, and which of them can make progress.
 pub struct Reactor<S, P: Protocol<S>>
 where
@@ -337,8 +360,10 @@ where
     /// The ready queue: keys of connections that can make a step without waiting for an event, first come first
     /// served. A key may outlive its connection; that is harmless, as a stale event is.
     ready: VecDeque<u32>,
-    /// The one buffer that all connections are read into.
+    /// The one buffer that all connections are read into: a round's bytes, the read that ends the round, and one more
+    /// for a connection that has more.
     scratch: Box<[u8]>,
+    arrivals: Vec<Arrival>,
     protocol: P,
     settings: Settings,
     counters: Counters,
@@ -356,7 +381,8 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         Reactor {
             slots: Slab::new(),
             ready: VecDeque::new(),
-            scratch: vec![0; settings.read_size].into_boxed_slice(),
+            scratch: vec![0; ROUND + 2 * settings.read_size].into_boxed_slice(),
+            arrivals: Vec::new(),
             protocol,
             settings,
             counters: Counters::default(),
@@ -420,10 +446,9 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             self.mark(readiness);
         }
         // Who is queued from here on had its turn and waits for the next one.
-        for _ in 0..self.ready.len() {
-            if let Some(key) = self.ready.pop_front() {
-                self.serve(key as usize);
-            }
+        let mut queued = self.ready.len();
+        while queued > 0 {
+            queued -= self.serve_round(queued);
         }
         self.expire();
     }
@@ -513,12 +538,55 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         self.queue(key);
     }
 
-    /// Makes the steps that one connection can make now, within its budget.
-    fn serve(&mut self, key: usize) {
-        let (budget, draining) = (self.settings.read_budget, self.draining);
-        self.step(key, |protocol, peer, state, scratch| {
-            peer.connection.queued = false;
-            drive(protocol, peer, state, scratch, budget)?;
+    /// Serves connections from the head of the ready queue, at most `queued` of them, and returns how many.
+    ///
+    /// First as many are received from as the buffer has room for, then each is served what it got: the kernel's
+    /// receiving code stays in the processor's cache, and then its sending code does. A read that is large ends the
+    /// round at once, for then it is the bytes that should stay in the cache.
+    fn serve_round(&mut self, queued: usize) -> usize {
+        let mut arrivals = std::mem::take(&mut self.arrivals);
+        let (mut served, mut filled) = (0, 0);
+        while served < queued && filled < ROUND {
+            let Some(key) = self.ready.pop_front() else { break };
+            served += 1;
+            let received = self.receive_first(key as usize, filled);
+            arrivals.push(Arrival { key, at: filled, received });
+            if let Some(Received::Bytes { count, .. }) = received {
+                filled += count;
+            }
+        }
+        for arrival in arrivals.drain(..) {
+            self.serve(arrival, filled);
+        }
+        self.arrivals = arrivals;
+        served
+    }
+
+    /// Receives once from a connection that is next to be received from, into the buffer from `at` on.
+    fn receive_first(&mut self, key: usize, at: usize) -> Option<Received> {
+        let connection = &mut self.slots.get_mut(key)?.connection;
+        // The key of a connection that is gone may be in the queue twice, for its predecessor and for itself.
+        let queued = std::mem::take(&mut connection.queued);
+        if !queued || connection.has_work_before_receiving() || !connection.may_receive(P::FULL_DUPLEX) {
+            return None;
+        }
+        let mut peer = Peer::new(connection, &mut self.counters, key, self.now, &self.settings);
+        match peer.receive(&mut self.scratch[at..at + self.settings.read_size]) {
+            Ok(received) => Some(received),
+            Err(error) => {
+                self.remove(key, Reason::Failed(error));
+                None
+            }
+        }
+    }
+
+    /// Makes the steps that one connection can make now, within its budget. The buffer is free from `filled` on.
+    fn serve(&mut self, arrival: Arrival, filled: usize) {
+        let (budget, read_size, draining) = (self.settings.read_budget, self.settings.read_size, self.draining);
+        self.step(arrival.key as usize, |protocol, peer, state, scratch| {
+            let (arrived, free) = scratch.split_at_mut(filled);
+            let first = arrival.received.map(|received| (received, &arrived[arrival.at..]));
+            drive(protocol, peer, state, first, &mut free[..read_size], budget)?;
             if draining {
                 peer.finish();
             }
@@ -534,14 +602,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         act: impl FnOnce(&mut P, &mut Peer<'_, S>, &mut P::State, &mut [u8]) -> io::Result<()>,
     ) -> bool {
         let Some(Slot { connection, state }) = self.slots.get_mut(key) else { return false };
-        let mut peer = Peer {
-            connection,
-            counters: &mut self.counters,
-            token: Token(key),
-            now: self.now,
-            conclusive: self.settings.short_is_conclusive,
-            failure: None,
-        };
+        let mut peer = Peer::new(connection, &mut self.counters, key, self.now, &self.settings);
         let over = act(&mut self.protocol, &mut peer, state, &mut self.scratch).and_then(|()| peer.connection.settle());
         match over {
             Ok(true) => self.remove(key, Reason::Finished),
@@ -606,7 +667,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         let Some(slot) = self.slots.get_mut(key) else { return };
         let moved_at = slot.connection.moved_at;
         slot.connection.mark(true, true, false);
-        self.serve(key);
+        self.serve(Arrival { key: key as u32, at: 0, received: None }, 0);
         let Some(slot) = self.slots.get(key) else { return };
         if slot.connection.moved_at > moved_at {
             if let Some((timeout, deadlines)) = &mut self.idle {
@@ -635,11 +696,13 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     }
 }
 
-/// Makes the steps that one connection can make without waiting, until it has received `budget` bytes.
+/// Makes the steps that one connection can make without waiting, until it has received `budget` bytes, `first` those
+/// that have been received already.
 fn drive<S: Stream, P: Protocol<S>>(
     protocol: &mut P,
     peer: &mut Peer<'_, S>,
     state: &mut P::State,
+    mut first: Option<(Received, &[u8])>,
     scratch: &mut [u8],
     budget: usize,
 ) -> io::Result<()> {
@@ -655,26 +718,28 @@ fn drive<S: Stream, P: Protocol<S>>(
         peer.check()?;
     }
     let mut left = budget;
-    while peer.connection.may_receive(P::FULL_DUPLEX) {
-        if left == 0 {
-            trace!("token {}: budget spent: back to the ready queue", peer.token.0);
-            break;
-        }
-        let delivered = peer.connection.input() == Input::Open;
-        let dry = match peer.receive(scratch)? {
+    loop {
+        let (received, bytes) = match first.take() {
+            Some(first) => first,
+            None if !peer.connection.may_receive(P::FULL_DUPLEX) => break,
+            None if left == 0 => {
+                trace!("token {}: budget spent: back to the ready queue", peer.token.0);
+                break;
+            }
+            None => (peer.receive(scratch)?, &*scratch),
+        };
+        let dry = match received {
             Received::Bytes { count, dry } => {
                 left = left.saturating_sub(count);
-                if delivered {
+                if peer.connection.input() == Input::Open {
                     peer.counters.bytes_in += count as u64;
-                    protocol.received(peer, state, &scratch[..count]);
+                    protocol.received(peer, state, &bytes[..count]);
                 }
                 dry
             }
             Received::WouldBlock => true,
             Received::End => {
-                if delivered {
-                    protocol.ended(peer, state);
-                }
+                protocol.ended(peer, state);
                 false
             }
         };
