@@ -100,6 +100,9 @@ struct Client<'a> {
     reactor: Reactor<TcpStream, Printing>,
     token: Token,
     input: Receiver<Input>,
+    /// The thread at standard input holds the other one, and ends before the last wake-up has been seen. Closing the
+    /// descriptor behind it would take that out of the poll.
+    _waker: Arc<Waker>,
     interactive: bool,
     prompted: bool,
     sent: u64,
@@ -123,13 +126,15 @@ impl<'a> Client<'a> {
         let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
         let by_line = interactive || !config.newline || config.terminator.is_some();
         let (sender, input) = sync_channel(1);
-        thread::Builder::new().name("input".to_owned()).spawn(move || read_input(by_line, &sender, &waker))?;
+        let waking = waker.clone();
+        thread::Builder::new().name("input".to_owned()).spawn(move || read_input(by_line, &sender, &waking))?;
         Ok(Client {
             config,
             poller,
             reactor,
             token,
             input,
+            _waker: waker,
             interactive,
             prompted: false,
             sent: 0,

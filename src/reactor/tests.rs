@@ -1,1 +1,678 @@
+//! The connection state machine and the loop against sockets that follow a script.
+//!
+//! A [`Scripted`] socket answers each call as its script says: short reads, short writes, WouldBlock, Interrupted,
+//! resets, in any order. What is tested here are the facts of non-blocking I/O, one by one, and then any
+//! interleaving of them.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use mio::Token;
+use proptest::prelude::*;
+
+use super::outbound::Outbound;
+use super::*;
+
+const READ_SIZE: usize = 16;
+
+/// What one call to `read` or `write` answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// At most so many bytes.
+    Take(usize),
+    WouldBlock,
+    Interrupted,
+    Reset,
+    /// The end of the stream.
+    End,
+}
+use Answer::*;
+
+#[derive(Default)]
+struct Script {
+    reads: VecDeque<Answer>,
+    writes: VecDeque<Answer>,
+    /// The bytes that were read, which count up from 0 and wrap, so that a lost, repeated or swapped byte shows.
+    read: Vec<u8>,
+    written: Vec<u8>,
+    read_calls: usize,
+    write_calls: usize,
+    shut: bool,
+    shutdown_fails: bool,
+    established: Option<ErrorKind>,
+    connecting: bool,
+    dropped: bool,
+}
+
+/// A socket that follows a script. Once the script is over, a read would block and a write takes everything.
+#[derive(Clone, Default)]
+struct Kernel(Rc<RefCell<Script>>);
+
+struct Scripted(Kernel);
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.0.0.borrow_mut().dropped = true;
+    }
+}
+
+impl Read for Scripted {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut script = self.0.0.borrow_mut();
+        script.read_calls += 1;
+        match script.reads.pop_front().unwrap_or(WouldBlock) {
+            Take(count) => {
+                let count = count.clamp(1, into.len());
+                let from = script.read.len();
+                let bytes: Vec<u8> = (from..from + count).map(|number| number as u8).collect();
+                into[..count].copy_from_slice(&bytes);
+                script.read.extend(bytes);
+                Ok(count)
+            }
+            WouldBlock => Err(ErrorKind::WouldBlock.into()),
+            Interrupted => Err(ErrorKind::Interrupted.into()),
+            Reset => Err(ErrorKind::ConnectionReset.into()),
+            End => Ok(0),
+        }
+    }
+}
+
+impl Write for Scripted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut script = self.0.0.borrow_mut();
+        assert!(!script.shut, "written after shutdown");
+        script.write_calls += 1;
+        match script.writes.pop_front().unwrap_or(Take(usize::MAX)) {
+            Take(count) => {
+                let count = count.clamp(1, bytes.len());
+                script.written.extend(&bytes[..count]);
+                Ok(count)
+            }
+            WouldBlock => Err(ErrorKind::WouldBlock.into()),
+            Interrupted => Err(ErrorKind::Interrupted.into()),
+            Reset | End => Err(ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for Scripted {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        let mut script = self.0.0.borrow_mut();
+        if script.shutdown_fails {
+            return Err(ErrorKind::NotConnected.into());
+        }
+        script.shut = true;
+        Ok(())
+    }
+
+    fn established(&mut self) -> io::Result<bool> {
+        let script = self.0.0.borrow();
+        script.established.map_or(Ok(!script.connecting), |kind| Err(kind.into()))
+    }
+}
+
+impl Kernel {
+    fn reads(&self, answers: &[Answer]) -> &Self {
+        self.0.borrow_mut().reads.extend(answers);
+        self
+    }
+
+    fn writes(&self, answers: &[Answer]) -> &Self {
+        self.0.borrow_mut().writes.extend(answers);
+        self
+    }
+
+    /// Calls of `read` and `write` so far.
+    fn calls(&self) -> (usize, usize) {
+        let script = self.0.borrow();
+        (script.read_calls, script.write_calls)
+    }
+
+    /// Asserts that everything read so far has been written, and how much that was.
+    #[track_caller]
+    fn assert_echoed(&self, count: usize) {
+        let script = self.0.borrow();
+        assert_eq!(script.written, script.read);
+        assert_eq!(script.written.len(), count);
+    }
+
+    fn dropped(&self) -> bool {
+        self.0.borrow().dropped
+    }
+
+    fn shut(&self) -> bool {
+        self.0.borrow().shut
+    }
+}
+
+/// What is received is sent back; and what happened is noted.
+#[derive(Default)]
+struct Mirror {
+    /// Finish after so many bytes.
+    finish_after: Option<usize>,
+    seen: Vec<String>,
+}
+
+impl<S: Stream> Protocol<S> for Mirror {
+    type State = usize;
+
+    fn made(&mut self, _: &mut Peer<'_, S>, _: &mut usize) {
+        self.seen.push("made".into());
+    }
+    fn received(&mut self, peer: &mut Peer<'_, S>, total: &mut usize, bytes: &[u8]) {
+        *total += bytes.len();
+        peer.send(bytes);
+        if self.finish_after.is_some_and(|limit| *total >= limit) {
+            peer.finish();
+        }
+    }
+    fn dry(&mut self, _: &mut Peer<'_, S>, _: &mut usize) {
+        self.seen.push("dry".into());
+    }
+    fn drained(&mut self, _: &mut Peer<'_, S>, _: &mut usize) {
+        self.seen.push("drained".into());
+    }
+    fn lost(&mut self, _: Token, _: usize, reason: &Reason) {
+        self.seen.push(match reason {
+            Reason::Failed(error) => format!("failed: {:?}", error.kind()),
+            reason => format!("{reason:?}").to_lowercase(),
+        });
+    }
+}
+
+/// A loop with a clock of its own, and scripted sockets on it.
+struct World {
+    reactor: Reactor<Scripted, Mirror>,
+    now: Instant,
+}
+
+impl World {
+    fn new() -> Self {
+        World::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings {
+            read_size: READ_SIZE,
+            read_budget: 4 * READ_SIZE,
+            idle_timeout: None,
+            short_is_conclusive: true,
+        };
+        change(&mut settings);
+        let reactor = Reactor::new(Mirror::default(), settings);
+        World { now: reactor.began, reactor }
+    }
+
+    fn open(&mut self) -> (Token, Kernel) {
+        let kernel = Kernel::default();
+        let token = self.reactor.open(|_, _| Ok((Scripted(kernel.clone()), 0))).unwrap();
+        (token, kernel)
+    }
+
+    fn turn(&mut self, ready: &[Readiness]) {
+        self.reactor.turn(self.now, ready.iter().copied());
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.turn(&[]);
+    }
+
+    fn waiting(&self, token: Token) -> usize {
+        self.reactor.slots[token.0].connection.waiting()
+    }
+
+    fn seen(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.reactor.protocol_mut().seen)
+    }
+}
+
+fn readable(token: Token) -> Readiness {
+    Readiness { token, readable: true, writable: false, read_closed: false }
+}
+fn writable(token: Token) -> Readiness {
+    Readiness { token, readable: false, writable: true, read_closed: false }
+}
+fn read_closed(token: Token) -> Readiness {
+    Readiness { token, readable: true, writable: false, read_closed: true }
+}
+
+#[test]
+fn a_message_costs_one_read_and_one_write() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    for message in 1..=10 {
+        kernel.reads(&[Take(5)]);
+        world.turn(&[readable(token)]);
+        assert_eq!(kernel.calls(), (message, message));
+    }
+    kernel.assert_echoed(50);
+    assert_eq!(world.reactor.sleep(), None, "nothing left to do");
+}
+
+#[test]
+fn what_a_send_did_not_take_waits_for_writable_and_is_sent_once() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(10)]).writes(&[Take(3)]);
+    world.turn(&[readable(token)]);
+    assert_eq!((kernel.calls(), world.waiting(token)), ((1, 1), 7), "a short send is not retried at once");
+    world.turn(&[]);
+    assert_eq!(kernel.calls(), (1, 1), "nor without WRITABLE");
+    kernel.writes(&[Take(2)]);
+    world.turn(&[writable(token)]);
+    assert_eq!(world.waiting(token), 5);
+    world.turn(&[writable(token)]);
+    kernel.assert_echoed(10);
+    assert_eq!(world.waiting(token), 0);
+    assert!(world.seen().contains(&"drained".to_owned()));
+    let counters = world.reactor.counters();
+    assert_eq!((counters.partial_sends, counters.bytes_in, counters.bytes_out), (2, 10, 10));
+}
+
+#[test]
+fn a_send_that_would_block_keeps_everything() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(10)]).writes(&[WouldBlock, WouldBlock]);
+    world.turn(&[readable(token)]);
+    world.turn(&[writable(token)]); // spurious
+    assert_eq!(world.waiting(token), 10);
+    world.turn(&[writable(token)]);
+    kernel.assert_echoed(10);
+}
+
+#[test]
+fn writable_without_anything_to_send_costs_no_call() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    world.turn(&[writable(token)]);
+    assert_eq!(kernel.calls(), (0, 0));
+}
+
+#[test]
+fn a_connection_stays_readable_until_a_read_found_the_end() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(READ_SIZE), Take(READ_SIZE), Take(1)]);
+    world.turn(&[readable(token)]); // one edge
+    kernel.assert_echoed(2 * READ_SIZE + 1);
+    assert_eq!(kernel.calls().0, 3, "the short read was the last");
+    kernel.reads(&[Take(READ_SIZE), WouldBlock]);
+    world.turn(&[readable(token)]);
+    assert_eq!(kernel.calls().0, 5, "a full read proves nothing");
+}
+
+#[test]
+fn after_a_short_read_the_end_is_still_read_if_the_peer_has_closed_its_side() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(5), End]);
+    world.turn(&[read_closed(token)]); // the only edge there will be
+    kernel.assert_echoed(5);
+    assert!(kernel.dropped());
+    assert_eq!(world.seen(), ["made", "finished"]);
+}
+
+#[test]
+fn where_edges_are_emulated_only_would_block_ends_reading_and_writing() {
+    let mut world = World::with(|settings| settings.short_is_conclusive = false);
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(5), Take(5), WouldBlock]).writes(&[Take(5), Take(3), Take(1), WouldBlock]);
+    world.turn(&[readable(token)]);
+    assert_eq!((kernel.calls(), world.waiting(token)), ((2, 4), 1));
+    world.turn(&[writable(token)]);
+    kernel.assert_echoed(10);
+    assert_eq!(kernel.calls().0, 3);
+}
+
+#[test]
+fn a_busy_peer_spends_its_budget_and_the_others_get_theirs() {
+    let mut world = World::new();
+    let (busy, busy_kernel) = world.open();
+    let (quiet, quiet_kernel) = world.open();
+    busy_kernel.reads(&[Take(READ_SIZE); 100]);
+    quiet_kernel.reads(&[Take(1)]);
+    world.turn(&[readable(busy), readable(quiet)]);
+    quiet_kernel.assert_echoed(1);
+    busy_kernel.assert_echoed(4 * READ_SIZE);
+    assert_eq!(world.reactor.sleep(), Some(Duration::ZERO), "it waits in the ready queue, not for an edge");
+    quiet_kernel.reads(&[Take(1)]);
+    world.turn(&[readable(quiet)]);
+    quiet_kernel.assert_echoed(2);
+    busy_kernel.assert_echoed(8 * READ_SIZE);
+    while world.reactor.sleep().is_some() {
+        world.turn(&[]);
+    }
+    busy_kernel.assert_echoed(100 * READ_SIZE);
+}
+
+#[test]
+fn a_peer_that_never_reads_is_not_read_and_holds_one_read_at_most() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(READ_SIZE); 100]).writes(&[WouldBlock]);
+    for _ in 0..10 {
+        world.turn(&[readable(token)]);
+        assert_eq!((kernel.calls().0, world.waiting(token)), (1, READ_SIZE));
+    }
+    assert_eq!(world.reactor.sleep(), None, "and it does not keep the loop awake");
+    world.turn(&[writable(token)]); // no new READABLE edge is needed
+    kernel.assert_echoed(5 * READ_SIZE);
+}
+
+#[test]
+fn a_half_closed_peer_gets_everything_before_the_end() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(10), End]).writes(&[Take(4)]);
+    world.turn(&[read_closed(token)]);
+    assert_eq!((world.waiting(token), kernel.dropped()), (6, false));
+    kernel.writes(&[Take(5)]);
+    world.turn(&[writable(token)]);
+    assert!(!kernel.dropped());
+    world.turn(&[writable(token)]);
+    kernel.assert_echoed(10);
+    assert!(kernel.dropped());
+    assert_eq!(world.seen(), ["made", "drained", "finished"]);
+}
+
+#[test]
+fn a_reset_ends_that_connection_alone() {
+    type Setup = fn(&Kernel);
+    let resets: [(Setup, &str); 4] = [
+        (|kernel| _ = kernel.reads(&[Reset]), "ConnectionReset"),
+        (|kernel| _ = kernel.reads(&[Take(READ_SIZE), Reset]), "ConnectionReset"),
+        (|kernel| _ = kernel.reads(&[Take(3)]).writes(&[Reset]), "BrokenPipe"),
+        (|kernel| _ = kernel.reads(&[Take(3)]).writes(&[Take(1), Reset]), "BrokenPipe"),
+    ];
+    for (setup, kind) in resets {
+        let mut world = World::new();
+        let (token, kernel) = world.open();
+        let (other, other_kernel) = world.open();
+        setup(&kernel);
+        other_kernel.reads(&[Take(3)]);
+        world.turn(&[readable(token), readable(other)]);
+        world.turn(&[writable(token)]);
+        assert!(kernel.dropped());
+        other_kernel.assert_echoed(3);
+        assert!(world.seen().contains(&format!("failed: {kind}")));
+        assert_eq!((world.reactor.counters().failed, world.reactor.len()), (1, 1));
+    }
+}
+
+#[test]
+fn interrupted_calls_are_made_again() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Interrupted, Interrupted, Take(9)]).writes(&[Interrupted, Take(4), Interrupted, Take(5)]);
+    world.turn(&[readable(token)]);
+    world.turn(&[writable(token)]);
+    kernel.assert_echoed(9);
+}
+
+#[test]
+fn a_stale_event_reaches_the_successor_in_the_slot_and_does_no_harm() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Reset]);
+    world.turn(&[readable(token)]);
+    assert!(kernel.dropped());
+    world.turn(&[read_closed(token)]); // nobody there
+    let (successor, kernel) = world.open();
+    assert_eq!(successor, token, "the slab reuses the key");
+    world.turn(&[Readiness { writable: true, ..read_closed(token) }]);
+    assert!(!kernel.dropped());
+    kernel.reads(&[Take(5)]);
+    world.turn(&[readable(successor)]);
+    kernel.assert_echoed(5);
+}
+
+#[test]
+fn finishing_sends_what_waits_tells_the_peer_and_throws_the_rest_away() {
+    let mut world = World::new();
+    world.reactor.protocol_mut().finish_after = Some(READ_SIZE);
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(READ_SIZE), Take(5)]).writes(&[Take(1)]);
+    world.turn(&[readable(token)]);
+    assert!(!kernel.shut(), "not while bytes wait");
+    world.turn(&[writable(token)]);
+    assert!(kernel.shut());
+    assert_eq!(kernel.0.borrow().written.len(), READ_SIZE, "nothing after the finish is echoed");
+    kernel.reads(&[Take(READ_SIZE), End]);
+    assert!(!kernel.dropped(), "a close with unread bytes would reset what was sent");
+    world.turn(&[read_closed(token)]);
+    assert!(kernel.dropped());
+    assert_eq!(world.reactor.counters().finished, 1);
+    assert_eq!(world.reactor.counters().bytes_in as usize, READ_SIZE, "what was thrown away is not counted");
+}
+
+#[test]
+fn a_peer_that_does_not_close_is_waited_for_so_long_and_no_longer() {
+    let mut world = World::new();
+    world.reactor.protocol_mut().finish_after = Some(1);
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(1)]);
+    world.turn(&[readable(token)]);
+    assert!(kernel.shut());
+    let mut waited = Duration::ZERO;
+    while !kernel.dropped() {
+        kernel.reads(&[Take(1)]); // it goes on sending
+        world.turn(&[readable(token)]);
+        world.pass(Duration::from_millis(10));
+        waited += Duration::from_millis(10);
+        assert!(waited < LINGER * 2);
+    }
+    assert!(waited >= LINGER, "{waited:?}");
+    assert_eq!(world.reactor.sleep(), None);
+}
+
+#[test]
+fn a_failing_shutdown_is_a_reset() {
+    let mut world = World::new();
+    world.reactor.protocol_mut().finish_after = Some(1);
+    let (token, kernel) = world.open();
+    kernel.0.borrow_mut().shutdown_fails = true;
+    kernel.reads(&[Take(1)]);
+    world.turn(&[readable(token)]);
+    assert!(kernel.dropped());
+    assert_eq!(world.reactor.counters().failed, 1);
+}
+
+const IDLE: Duration = Duration::from_secs(10);
+
+fn idle_world() -> World {
+    World::with(|settings| settings.idle_timeout = Some(IDLE))
+}
+
+#[test]
+fn an_idle_connection_is_closed_and_an_active_one_is_not() {
+    let mut world = idle_world();
+    let (_, idle) = world.open();
+    let (active, active_kernel) = world.open();
+    for _ in 0..24 {
+        world.pass(IDLE / 20);
+        active_kernel.reads(&[Take(1)]);
+        world.turn(&[readable(active)]);
+        assert!(world.reactor.sleep().is_some(), "somebody's deadline is ahead");
+    }
+    assert!(idle.dropped());
+    assert!(!active_kernel.dropped());
+    assert_eq!(world.reactor.counters().idle, 1);
+    world.pass(IDLE * 2);
+    assert!(active_kernel.dropped());
+    assert_eq!(world.reactor.sleep(), None);
+}
+
+#[test]
+fn bytes_that_a_slow_reader_takes_count_as_movement_even_without_an_event() {
+    let mut world = idle_world();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(READ_SIZE)]).writes(&[WouldBlock]);
+    world.turn(&[readable(token)]);
+    for _ in 0..5 {
+        kernel.writes(&[Take(2)]); // the kernel has a little room, too little to say so
+        world.pass(IDLE + IDLE / 32);
+        assert!(!kernel.dropped(), "slow is not stalled");
+    }
+    kernel.writes(&[WouldBlock]);
+    world.pass(IDLE + IDLE / 32);
+    assert!(kernel.dropped());
+    assert_eq!((world.reactor.counters().stalled, world.reactor.counters().idle), (1, 0));
+}
+
+#[test]
+fn bytes_that_arrive_at_the_last_moment_count() {
+    let mut world = idle_world();
+    let (_, kernel) = world.open();
+    kernel.reads(&[Take(3)]); // and its event is in the next batch
+    world.pass(IDLE * 2);
+    kernel.assert_echoed(3);
+    assert!(!kernel.dropped());
+}
+
+#[test]
+fn a_drain_sends_what_is_owed_and_closes() {
+    let mut world = World::new();
+    let (_, idle) = world.open();
+    let (blocked, blocked_kernel) = world.open();
+    let (_, unread) = world.open();
+    blocked_kernel.reads(&[Take(10)]).writes(&[WouldBlock, WouldBlock]);
+    world.turn(&[readable(blocked)]);
+    world.now += LINGER; // the idle one has been so for long
+    unread.reads(&[Take(5)]);
+    world.reactor.drain();
+    world.turn(&[]);
+    unread.assert_echoed(5);
+    assert!(unread.shut() && !unread.dropped(), "what arrives while it is being closed must not reset it");
+    assert!(idle.shut());
+    assert!(!blocked_kernel.shut());
+    world.turn(&[writable(blocked)]);
+    blocked_kernel.assert_echoed(10);
+    unread.reads(&[End]);
+    world.turn(&[read_closed(Token(2))]);
+    assert!(unread.dropped());
+    world.pass(LINGER * 2);
+    assert!(world.reactor.is_empty());
+    assert_eq!(world.reactor.counters().finished, 3);
+}
+
+#[test]
+fn a_cut_ends_what_a_drain_could_not() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(10)]).writes(&[WouldBlock, WouldBlock]);
+    world.turn(&[readable(token)]);
+    world.reactor.drain();
+    world.turn(&[]);
+    assert!(!kernel.dropped());
+    world.reactor.cut();
+    assert!(kernel.dropped());
+    assert_eq!(world.reactor.counters().cut, 1);
+}
+
+#[test]
+fn an_outgoing_connection_is_made_when_it_is_established() {
+    let mut world = World::new();
+    let kernel = Kernel::default();
+    kernel.0.borrow_mut().connecting = true;
+    let token = world.reactor.connect(|_, _| Ok((Scripted(kernel.clone()), 0))).unwrap();
+    world.turn(&[writable(token)]); // spurious
+    assert_eq!((world.seen(), kernel.calls()), (vec![], (0, 0)));
+    kernel.0.borrow_mut().connecting = false;
+    kernel.reads(&[Take(3)]);
+    world.turn(&[Readiness { readable: true, ..writable(token) }]);
+    kernel.assert_echoed(3);
+    assert_eq!(world.seen(), ["made", "dry"]);
+}
+
+#[test]
+fn an_outgoing_connection_that_is_refused_is_lost() {
+    let mut world = World::new();
+    let kernel = Kernel::default();
+    kernel.0.borrow_mut().established = Some(ErrorKind::ConnectionRefused);
+    let token = world.reactor.connect(|_, _| Ok((Scripted(kernel.clone()), 0))).unwrap();
+    world.turn(&[writable(token)]);
+    assert_eq!(world.seen(), ["failed: ConnectionRefused"]);
+}
+
+#[test]
+fn a_connection_that_cannot_be_made_leaves_nothing_behind() {
+    let mut world = World::new();
+    let error = world.reactor.open(|_, _| Err(ErrorKind::WouldBlock.into())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    assert_eq!((world.reactor.len(), world.reactor.counters().made), (0, 0));
+}
+
+#[test]
+fn an_idle_connection_is_small() {
+    // A descriptor for a socket (mio's is larger in debug builds), and one word of state, as echo has it.
+    assert_eq!(size_of::<Option<Slot<i32, Option<Box<u8>>>>>(), 40);
+    assert_eq!(size_of::<Outbound>(), size_of::<usize>(), "an empty outbound buffer is one null pointer");
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![
+        6 => (1..2 * READ_SIZE).prop_map(Take),
+        3 => Just(WouldBlock),
+        2 => Just(Interrupted),
+        1 => Just(Take(READ_SIZE)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// Whatever the kernel does, what was read is written, in order and once, and no more than one read is ever held.
+    #[test]
+    fn any_interleaving_echoes_exactly_what_was_read(
+        steps in prop::collection::vec(
+            (prop::collection::vec(answer(), 0..4), prop::collection::vec(answer(), 0..4), any::<[bool; 3]>()), 0..30),
+        reset in prop::option::weighted(0.2, (0..30usize, any::<bool>())),
+        conclusive in any::<bool>(),
+    ) {
+        let mut world = World::with(|settings| settings.short_is_conclusive = conclusive);
+        let (token, kernel) = world.open();
+        for (number, (reads, writes, [readable, writable, read_closed])) in steps.iter().enumerate() {
+            kernel.reads(reads).writes(writes);
+            match reset {
+                Some((at, true)) if at == number => _ = kernel.reads(&[Reset]),
+                Some((at, false)) if at == number => _ = kernel.writes(&[Reset]),
+                _ => {}
+            }
+            world.turn(&[Readiness {
+                token, readable: *readable, writable: *writable, read_closed: *read_closed,
+            }]);
+            let script = kernel.0.borrow();
+            prop_assert!(script.read.starts_with(&script.written));
+            if !script.dropped {
+                let held = world.waiting(token);
+                prop_assert_eq!(held, script.read.len() - script.written.len());
+                prop_assert!(held <= READ_SIZE);
+                prop_assert_eq!(held, world.reactor.waiting());
+            }
+        }
+        // From here on the kernel is willing, and the peer closes its side.
+        kernel.reads(&[End]);
+        for _ in 0..200 {
+            world.turn(&[Readiness { writable: true, ..read_closed(token) }]);
+        }
+        prop_assert!(kernel.dropped());
+        let counters = *world.reactor.counters();
+        prop_assert_eq!(counters.finished + counters.failed, 1);
+        if counters.failed == 0 {
+            let script = kernel.0.borrow();
+            prop_assert_eq!(&script.written, &script.read);
+            prop_assert_eq!((counters.bytes_in, counters.bytes_out), (script.read.len() as u64, script.read.len() as u64));
+        } else {
+            prop_assert!(reset.is_some());
+        }
+    }
+}

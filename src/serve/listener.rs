@@ -104,3 +104,57 @@ pub(super) fn check_backlog(backlog: u32) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    /// A connection accepted from a listener with these options.
+    fn accepted(options: &SocketOptions) -> Socket {
+        let poll = mio::Poll::new().unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let mut listener = Listener::bind(any, options, poll.registry(), Token(0)).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        loop {
+            match listener.accept(Token(1)) {
+                Ok((stream, _)) => return std::net::TcpStream::from(stream).into(),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+    }
+
+    #[test]
+    fn connections_inherit_the_options_of_their_listener() {
+        let socket = accepted(&SocketOptions::default());
+        assert!(socket.tcp_nodelay().unwrap());
+        let options = SocketOptions {
+            nagle: true,
+            recv_buffer: Some(100_000),
+            send_buffer: Some(50_000),
+            ..SocketOptions::default()
+        };
+        let socket = accepted(&options);
+        assert!(!socket.tcp_nodelay().unwrap());
+        // Linux doubles what it is asked for (socket(7)), others do not.
+        assert!([100_000, 200_000].contains(&socket.recv_buffer_size().unwrap()));
+        assert!([50_000, 100_000].contains(&socket.send_buffer_size().unwrap()));
+    }
+
+    #[test]
+    fn a_peer_that_cannot_be_registered_is_kept() {
+        let poll = mio::Poll::new().unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let mut listener = Listener::bind(any, &SocketOptions::default(), poll.registry(), Token(0)).unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let accepted = loop {
+            match listener.socket.accept() {
+                Ok(accepted) => break accepted,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        };
+        listener.unregistered = Some(accepted);
+        assert_eq!(listener.accept(Token(1)).unwrap().1, client.local_addr().unwrap());
+        assert_eq!(listener.accept(Token(1)).unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+}

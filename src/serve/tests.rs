@@ -1,1 +1,356 @@
+//! The acceptor and the whole service against listeners that follow a script, under a clock of the test's own.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use mio::Token;
+use rustix::io::Errno;
+
+use super::acceptor::{self, Accept};
+use super::{Config, Service};
+use crate::reactor::{Readiness, Stream};
+
+/// A peer that sends what it is told to, and receives.
+#[derive(Default)]
+struct Wire {
+    incoming: VecDeque<u8>,
+    end: bool,
+    outgoing: Vec<u8>,
+    shut: bool,
+    closed: bool,
+}
+
+#[derive(Clone, Default)]
+struct Socket(Rc<RefCell<Wire>>);
+
+/// The server's end: dropping it is what close(2) is.
+struct ServerEnd(Socket);
+
+impl Drop for ServerEnd {
+    fn drop(&mut self) {
+        self.0.0.borrow_mut().closed = true;
+    }
+}
+
+impl Read for ServerEnd {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut wire = self.0.0.borrow_mut();
+        if wire.incoming.is_empty() && !wire.end {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        wire.incoming.read(into)
+    }
+}
+
+impl Write for ServerEnd {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.0.borrow_mut().outgoing.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for ServerEnd {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.0.0.borrow_mut().shut = true;
+        Ok(())
+    }
+    fn established(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
+}
+
+/// A listener: its backlog, and what accept says instead.
+#[derive(Default)]
+struct Backlog {
+    waiting: VecDeque<Socket>,
+    errors: VecDeque<Errno>,
+    /// Say EMFILE whenever so many connections are open, whether or not anybody waits, as Linux does.
+    descriptors: Option<usize>,
+    open: Vec<Socket>,
+    calls: usize,
+}
+
+#[derive(Clone, Default)]
+struct Door(Rc<RefCell<Backlog>>);
+
+impl Accept for Door {
+    type Stream = ServerEnd;
+
+    fn accept(&mut self, _: Token) -> io::Result<(ServerEnd, SocketAddr)> {
+        let mut backlog = self.0.borrow_mut();
+        backlog.calls += 1;
+        if let Some(error) = backlog.errors.pop_front() {
+            return Err(error.into());
+        }
+        backlog.open.retain(|socket| !socket.0.borrow().closed);
+        if backlog.descriptors.is_some_and(|limit| backlog.open.len() >= limit) {
+            return Err(Errno::MFILE.into());
+        }
+        let socket = backlog.waiting.pop_front().ok_or(ErrorKind::WouldBlock)?;
+        backlog.open.push(socket.clone());
+        Ok((ServerEnd(socket), "127.0.0.1:1".parse().unwrap()))
+    }
+}
+
+impl Door {
+    fn queue(&self, count: usize) {
+        self.0.borrow_mut().waiting.extend((0..count).map(|_| Socket::default()));
+    }
+
+    fn waiting(&self) -> usize {
+        self.0.borrow().waiting.len()
+    }
+
+    fn calls(&self) -> usize {
+        std::mem::take(&mut self.0.borrow_mut().calls)
+    }
+}
+
+struct World {
+    service: Service<Door>,
+    door: Door,
+    now: Instant,
+}
+
+impl World {
+    fn new(config: Config, max_connections: usize) -> Self {
+        let door = Door::default();
+        let service = Service::new(&config, vec![door.clone()], max_connections);
+        World { service, door, now: Instant::now() }
+    }
+
+    fn turn(&mut self, ready: &[Readiness]) {
+        self.service.turn(self.now, ready.iter().copied());
+    }
+
+    fn knock(&mut self) {
+        self.turn(&[readable(acceptor::token(0))]);
+    }
+
+    fn connections(&self) -> usize {
+        self.service.reactor.len()
+    }
+
+    /// Turns until the service would sleep, and returns how long.
+    fn settle(&mut self) -> Option<Duration> {
+        for _ in 0..1000 {
+            match self.service.sleep(self.now) {
+                Some(Duration::ZERO) => self.turn(&[]),
+                sleep => return sleep,
+            }
+        }
+        panic!("the loop spins");
+    }
+
+    /// The peer of the connection under `key` closes.
+    fn hang_up(&mut self, key: usize) {
+        // Scripted peers are kept in the order of their keys as long as none has closed before.
+        let socket = self.door.0.borrow().open[key].clone();
+        socket.0.borrow_mut().end = true;
+        self.turn(&[Readiness { read_closed: true, ..readable(Token(key)) }]);
+    }
+}
+
+fn readable(token: Token) -> Readiness {
+    Readiness { token, readable: true, writable: false, read_closed: false }
+}
+
+#[test]
+fn a_backlog_longer_than_the_budget_is_accepted_on_one_edge() {
+    let mut world = World::new(Config::default(), 10_000);
+    world.door.queue(1000);
+    world.knock();
+    assert!((1..1000).contains(&world.connections()), "in portions, so that connections get their turn");
+    assert_eq!(world.service.sleep(world.now), Some(Duration::ZERO), "the rest is owed");
+    assert_eq!(world.settle(), None);
+    assert_eq!(world.connections(), 1000);
+}
+
+#[test]
+fn who_comes_beyond_the_limit_waits_and_is_served_when_there_is_room() {
+    let mut world = World::new(Config::default(), 10);
+    world.door.queue(15);
+    world.knock();
+    assert_eq!(world.settle(), None, "no timer: only a connection that closes makes room");
+    assert_eq!((world.connections(), world.door.waiting()), (10, 5));
+    world.door.calls();
+    world.turn(&[]);
+    assert_eq!(world.door.calls(), 0);
+    world.hang_up(3);
+    assert_eq!((world.connections(), world.door.waiting()), (10, 4), "no edge was needed");
+    assert_eq!(world.service.summary().accept_pauses, 1, "it is one episode");
+}
+
+#[test]
+fn without_descriptors_accepting_pauses_and_does_not_spin() {
+    let mut world = World::new(Config::default(), 10_000);
+    world.door.0.borrow_mut().descriptors = Some(10);
+    world.door.queue(10); // exactly: the backlog is empty then, but Linux will not say so
+    world.knock();
+    let mut retries = Vec::new();
+    for _ in 0..8 {
+        let sleep = world.settle().expect("a retry is due");
+        retries.push(sleep.as_millis());
+        world.now += sleep;
+        world.door.calls();
+        world.turn(&[]);
+        assert_eq!(world.door.calls(), 1);
+    }
+    assert_eq!(retries, [10, 20, 40, 80, 100, 100, 100, 100]);
+    assert_eq!(world.service.summary().accept_pauses, 1);
+    world.door.queue(1);
+    world.knock();
+    assert_eq!(world.door.waiting(), 1, "an edge does not end the pause");
+    world.hang_up(0);
+    assert_eq!(world.door.waiting(), 0, "a closed connection does");
+}
+
+#[test]
+fn every_want_of_the_kernel_pauses_and_passes() {
+    for error in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::NOSPC, Errno::PERM] {
+        let mut world = World::new(Config::default(), 10_000);
+        world.door.0.borrow_mut().errors.push_back(error);
+        world.door.queue(2);
+        world.knock();
+        assert_eq!((world.connections(), world.settle()), (0, Some(Duration::from_millis(10))), "{error}");
+        world.now += Duration::from_millis(10);
+        world.turn(&[]);
+        assert_eq!(world.connections(), 2, "{error}");
+        assert_eq!(world.settle(), None, "{error}");
+    }
+}
+
+#[test]
+fn a_peer_that_is_gone_already_and_a_signal_do_not_stop_accepting() {
+    for error in [Errno::CONNABORTED, Errno::INTR] {
+        let mut world = World::new(Config::default(), 10_000);
+        world.door.0.borrow_mut().errors.extend([error, error]);
+        world.door.queue(2);
+        world.knock();
+        assert_eq!((world.connections(), world.settle()), (2, None), "{error}");
+        assert_eq!(world.service.summary().accept_pauses, 0);
+    }
+}
+
+#[test]
+fn a_new_episode_begins_after_the_backlog_was_found_empty() {
+    let mut world = World::new(Config::default(), 1);
+    for episode in 1..=3 {
+        world.door.queue(2);
+        world.knock();
+        assert_eq!(world.service.summary().accept_pauses, episode);
+        world.hang_up(0); // the second one gets its place,
+        world.door.0.borrow_mut().open.retain(|socket| !socket.0.borrow().closed);
+        world.hang_up(0); // and then nobody waits
+        world.door.0.borrow_mut().open.clear();
+        assert_eq!((world.connections(), world.settle()), (0, None));
+    }
+}
+
+#[test]
+fn the_accept_limit_ends_listening_and_then_the_service() {
+    let mut world = World::new(Config { accept_limit: Some(2), ..Config::default() }, 10);
+    world.door.queue(3);
+    world.knock();
+    assert_eq!((world.connections(), world.door.waiting()), (2, 1));
+    world.hang_up(0);
+    assert!(!world.service.is_done());
+    world.hang_up(1);
+    assert!(world.service.is_done());
+}
+
+#[test]
+fn one_listener_does_not_take_every_place() {
+    let doors = [Door::default(), Door::default()];
+    let mut service = Service::new(&Config::default(), doors.to_vec(), 1);
+    let now = Instant::now();
+    doors[0].queue(100);
+    doors[1].queue(100);
+    service.turn(now, [readable(acceptor::token(0)), readable(acceptor::token(1))]);
+    for _ in 0..20 {
+        for door in &doors {
+            door.0.borrow().open.iter().for_each(|socket| socket.0.borrow_mut().end = true);
+        }
+        service.turn(now, [Readiness { read_closed: true, ..readable(Token(0)) }]);
+    }
+    let waiting = doors.map(|door| door.waiting());
+    assert!(waiting.iter().all(|&left| (85..95).contains(&left)), "{waiting:?}");
+}
+
+#[test]
+fn a_stop_sends_what_was_received_and_cuts_at_the_deadline() {
+    let mut world = World::new(Config { drain_timeout: Duration::from_secs(1), ..Config::default() }, 10);
+    world.door.queue(2);
+    world.knock();
+    let sockets = world.door.0.borrow().open.clone();
+    sockets[0].0.borrow_mut().incoming.extend(b"last words"); // arrived, and not yet read
+    world.service.stop(world.now);
+    assert_eq!(world.settle(), Some(Duration::from_secs(1)));
+    assert_eq!(sockets[0].0.borrow().outgoing, b"last words");
+    assert!(sockets.iter().all(|socket| socket.0.borrow().shut), "the peers are told");
+    assert!(!world.service.is_done(), "and given time to close");
+    world.hang_up(0);
+    world.now += Duration::from_secs(1);
+    world.turn(&[]);
+    assert!(world.service.is_done());
+    let counters = world.service.summary().counters;
+    assert_eq!((counters.finished, counters.cut), (1, 1));
+}
+
+#[test]
+fn a_terminator_closes_after_its_echo_and_a_limit_after_its_messages() {
+    for (config, received, echoed) in [
+        (Config { terminator: Some(b"bye".to_vec()), ..Config::default() }, "hi\nbye\nmore", "hi\nbye\n"),
+        (Config { message_limit: Some(1), ..Config::default() }, "one\ntwo\n", "one\n"),
+        (Config { message_limit: Some(1), ..Config::default() }, "one", "one"),
+    ] {
+        let mut world = World::new(config, 10);
+        world.door.queue(1);
+        world.knock();
+        let socket = world.door.0.borrow().open[0].clone();
+        socket.0.borrow_mut().incoming.extend(received.as_bytes());
+        world.turn(&[readable(Token(0))]);
+        assert_eq!(String::from_utf8_lossy(&socket.0.borrow().outgoing), echoed);
+        assert!(socket.0.borrow().shut);
+        world.hang_up(0);
+        assert!(socket.0.borrow().closed);
+    }
+}
+
+#[test]
+fn echoing_allocates_nothing_with_or_without_messages_to_look_for() {
+    for config in [
+        Config::default(),
+        Config {
+            terminator: Some(b"bye".to_vec()),
+            message_limit: Some(u64::MAX),
+            idle_timeout: Some(Duration::from_secs(60)),
+            ..Config::default()
+        },
+    ] {
+        let mut world = World::new(config, 100);
+        world.door.queue(50);
+        world.knock();
+        let sockets = world.door.0.borrow().open.clone();
+        let ready: Vec<_> = (0..50).map(|key| readable(Token(key))).collect();
+        for turn in 0..100 {
+            for socket in &sockets {
+                let mut wire = socket.0.borrow_mut();
+                wire.incoming.extend(b"hello\nworld");
+                wire.outgoing.clear();
+            }
+            let now = world.now;
+            let allocated = allocation_counter::measure(|| world.service.turn(now, ready.iter().copied()));
+            // The first turn makes room in the loop's own lists, and in the scripted peers.
+            assert!(turn == 0 || allocated.count_total == 0, "turn {turn}: {allocated:?}");
+            assert!(sockets.iter().all(|socket| socket.0.borrow().outgoing == b"hello\nworld"));
+            world.now += Duration::from_millis(10);
+        }
+    }
+}

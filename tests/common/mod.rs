@@ -1,0 +1,229 @@
+//! What the tests of the program share: servers as child processes, and peers for them.
+#![allow(dead_code, reason = "each test file uses its own part of it")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+pub const ECHOLOOP: &str = env!("CARGO_BIN_EXE_echoloop");
+
+/// How long a test waits for what must come. Only a failing test waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running `echoloop serve`, killed when it is dropped.
+pub struct Server {
+    child: Child,
+    pub addrs: Vec<SocketAddr>,
+    stdout: Option<BufReader<ChildStdout>>,
+    log: Arc<Mutex<String>>,
+}
+
+impl Server {
+    /// Starts a server on a free port of 127.0.0.1.
+    pub fn start(flags: &[&str]) -> Server {
+        Server::start_on(&["127.0.0.1:0"], flags)
+    }
+
+    pub fn start_on(addresses: &[&str], flags: &[&str]) -> Server {
+        let mut command = Command::new(ECHOLOOP);
+        command.arg("serve").args(flags).args(addresses);
+        Server::spawn(command, addresses.len())
+    }
+
+    /// Starts a server with room for so many open files.
+    pub fn start_limited(open_files: u32, flags: &str) -> Server {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {open_files}; exec {ECHOLOOP} serve 127.0.0.1:0 {flags}")]);
+        Server::spawn(command, 1)
+    }
+
+    pub fn spawn(mut command: Command, listeners: usize) -> Server {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (errors, sink) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
+        thread::spawn(move || {
+            for line in errors.lines().map_while(Result::ok) {
+                let mut log = sink.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut addrs = Vec::new();
+        for _ in 0..listeners {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            let address = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}: {log:?}"));
+            addrs.push(address.trim().parse().unwrap());
+        }
+        Server { child, addrs, stdout: Some(stdout), log }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addrs[0]
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        dial(self.addr())
+    }
+
+    /// Connections, each verified to be served.
+    pub fn connect_many(&self, count: usize) -> Vec<TcpStream> {
+        let mut peers: Vec<_> = (0..count).map(|_| self.connect()).collect();
+        for peer in &mut peers {
+            ping(peer, b"here?");
+        }
+        peers
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn wait_for_log(&self, text: &str) {
+        wait_until(&format!("{text:?} in the log"), || self.log().contains(text));
+    }
+
+    /// The next line it prints.
+    pub fn read_line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Closes the reading end of its standard output.
+    pub fn close_stdout(&mut self) {
+        self.stdout = None;
+    }
+
+    /// Waits until it has ended, and returns how, with its last log.
+    pub fn wait(&mut self) -> (ExitStatus, String) {
+        let mut status = None;
+        wait_until("the server ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        // The thread that reads the log holds the other reference until the pipe has ended.
+        wait_until("the log ends", || Arc::strong_count(&self.log) == 1);
+        (status.unwrap(), self.log())
+    }
+
+    /// Asks it to stop, and returns its last log.
+    pub fn stop(&mut self) -> String {
+        self.signal(Signal::TERM);
+        let (status, log) = self.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+        log
+    }
+
+    /// Bytes of memory that it has resident.
+    pub fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Processor time that it has used.
+    pub fn processor_time(&self) -> Duration {
+        let status = fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).unwrap();
+        Duration::from_nanos(status.split(' ').next().unwrap().parse().unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            let log = self.log();
+            let from = log.char_indices().rev().nth(4000).map_or(0, |(at, _)| at);
+            eprintln!("the server's log:\n{}", &log[from..]);
+        }
+    }
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub fn dial(addr: SocketAddr) -> TcpStream {
+    let peer = TcpStream::connect(addr).unwrap();
+    peer.set_nodelay(true).unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    peer.set_write_timeout(Some(PATIENCE)).unwrap();
+    peer
+}
+
+/// Sends `bytes` and receives their echo.
+#[track_caller]
+pub fn ping(peer: &mut TcpStream, bytes: &[u8]) {
+    peer.write_all(bytes).unwrap();
+    receive(peer, bytes);
+}
+
+/// Receives `bytes`.
+#[track_caller]
+pub fn receive(peer: &mut TcpStream, bytes: &[u8]) {
+    let mut echo = vec![0; bytes.len()];
+    peer.read_exact(&mut echo).unwrap();
+    assert!(echo == bytes, "the echo is not what was sent");
+}
+
+/// Receives what is left until the peer closes its side.
+pub fn receive_rest(peer: &mut TcpStream) -> Vec<u8> {
+    let mut rest = Vec::new();
+    peer.read_to_end(&mut rest).unwrap();
+    rest
+}
+
+/// Bytes in which a lost, repeated or swapped piece shows, different for each seed (xorshift, G. Marsaglia 2003).
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// Runs echoloop with `input` on its standard input.
+pub fn echoloop(args: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(ECHOLOOP)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = thread::spawn(move || _ = stdin.write_all(&input)); // it may have left before
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
