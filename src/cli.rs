@@ -2,6 +2,8 @@
 //!
 //! Nothing is done here, and no default is decided here that the configurations do not decide already.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the options' documentation is their help, in plain text")]
+
 use std::time::Duration;
 
 use bytesize::ByteSize;

@@ -1,6 +1,6 @@
 //! The echo server: one thread, one poll, any number of connections.
 //!
-//! [`Server`] binds the listeners, takes signals into the loop and polls. [`Service`] is everything else, and is
+//! [`Server`] binds the listeners, takes signals into the loop and polls. `Service` is everything else, and is
 //! given readiness, the time and listeners from outside, so that a test can play the kernel to the whole of it.
 
 mod acceptor;
