@@ -183,6 +183,9 @@ impl<'a> Client<'a> {
             Ok(Input::Failed(error)) => Err(error).context("cannot read standard input"),
             Ok(Input::End) | Err(TryRecvError::Disconnected) => {
                 self.phase = Phase::Finishing;
+                if std::mem::take(&mut self.prompted) {
+                    self.reactor.protocol_mut().print(b"\n"); // what comes next is the shell's prompt
+                }
                 self.reactor.with(self.token, |_, peer, _| peer.finish_sending());
                 Ok(false)
             }

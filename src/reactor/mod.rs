@@ -549,11 +549,11 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         while served < queued && filled < ROUND {
             let Some(key) = self.ready.pop_front() else { break };
             served += 1;
-            let received = self.receive_first(key as usize, filled);
-            arrivals.push(Arrival { key, at: filled, received });
-            if let Some(Received::Bytes { count, .. }) = received {
+            let Some(arrival) = self.receive_first(key, filled) else { continue };
+            if let Some(Received::Bytes { count, .. }) = arrival.received {
                 filled += count;
             }
+            arrivals.push(arrival);
         }
         for arrival in arrivals.drain(..) {
             self.serve(arrival, filled);
@@ -562,19 +562,22 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         served
     }
 
-    /// Receives once from a connection that is next to be received from, into the buffer from `at` on.
-    fn receive_first(&mut self, key: usize, at: usize) -> Option<Received> {
-        let connection = &mut self.slots.get_mut(key)?.connection;
-        // The key of a connection that is gone may be in the queue twice, for its predecessor and for itself.
-        let queued = std::mem::take(&mut connection.queued);
-        if !queued || connection.has_work_before_receiving() || !connection.may_receive(P::FULL_DUPLEX) {
+    /// Receives once from the connection under `key`, into the buffer from `at` on, if receiving is what it needs
+    /// next. `None`: there is nobody to serve.
+    fn receive_first(&mut self, key: u32, at: usize) -> Option<Arrival> {
+        let connection = &mut self.slots.get_mut(key as usize)?.connection;
+        // The queue may hold a key twice, for a connection that is gone and for its successor; served is it once.
+        if !std::mem::take(&mut connection.queued) {
             return None;
         }
-        let mut peer = Peer::new(connection, &mut self.counters, key, self.now, &self.settings);
+        if connection.has_work_before_receiving() || !connection.may_receive(P::FULL_DUPLEX) {
+            return Some(Arrival { key, at, received: None });
+        }
+        let mut peer = Peer::new(connection, &mut self.counters, key as usize, self.now, &self.settings);
         match peer.receive(&mut self.scratch[at..at + self.settings.read_size]) {
-            Ok(received) => Some(received),
+            Ok(received) => Some(Arrival { key, at, received: Some(received) }),
             Err(error) => {
-                self.remove(key, Reason::Failed(error));
+                self.remove(key as usize, Reason::Failed(error));
                 None
             }
         }

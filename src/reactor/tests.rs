@@ -290,6 +290,21 @@ fn a_send_that_would_block_keeps_everything() {
 }
 
 #[test]
+fn what_is_sent_later_stays_behind_what_waits() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.writes(&[Take(1)]);
+    // The socket has room again by the second send, but no event has said so yet.
+    world.reactor.with(token, |_, peer, _| {
+        peer.send(b"first");
+        peer.send(b"second");
+    });
+    assert_eq!(kernel.0.borrow().written, b"f");
+    world.turn(&[writable(token)]);
+    assert_eq!(kernel.0.borrow().written, b"firstsecond");
+}
+
+#[test]
 fn writable_without_anything_to_send_costs_no_call() {
     let mut world = World::new();
     let (token, kernel) = world.open();
@@ -433,6 +448,20 @@ fn a_stale_event_reaches_the_successor_in_the_slot_and_does_no_harm() {
     kernel.reads(&[Take(5)]);
     world.turn(&[readable(successor)]);
     kernel.assert_echoed(5);
+}
+
+#[test]
+fn a_successor_in_the_slot_does_not_inherit_a_place_in_the_ready_queue() {
+    let mut world = World::new();
+    let (first, kernel) = world.open();
+    kernel.reads(&[Take(READ_SIZE); 5]);
+    world.turn(&[readable(first)]); // its budget is spent: it is queued,
+    world.reactor.cut(); // and gone
+    let (second, kernel) = world.open();
+    assert_eq!(first, second);
+    kernel.reads(&[Take(READ_SIZE); 10]);
+    world.turn(&[readable(second)]);
+    kernel.assert_echoed(4 * READ_SIZE);
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub(super) struct Listener {
     socket: TcpListener,
     registry: Registry,
     /// Accepted, but the poll had no room for it; the peer is kept until it has.
-    unregistered: Option<(TcpStream, SocketAddr)>,
+    unregistered: Option<(std::net::TcpStream, SocketAddr)>,
 }
 
 impl Listener {
@@ -80,13 +80,13 @@ impl Accept for Listener {
 
     fn accept(&mut self, token: Token) -> io::Result<(TcpStream, SocketAddr)> {
         let (mut stream, peer) = match self.unregistered.take() {
-            Some(accepted) => accepted,
+            Some((stream, peer)) => (TcpStream::from_std(stream), peer),
             None => self.socket.accept()?,
         };
         match self.registry.register(&mut stream, token, Poller::interest()) {
             Ok(()) => Ok((stream, peer)),
             Err(error) => {
-                self.unregistered = Some((stream, peer));
+                self.unregistered = Some((stream.into(), peer));
                 Err(error)
             }
         }
@@ -109,6 +109,10 @@ pub(super) fn check_backlog(backlog: u32) {
 mod tests {
     use super::*;
     use std::io::ErrorKind;
+    use std::os::fd::AsRawFd;
+
+    use mio::Interest;
+    use mio::unix::SourceFd;
 
     /// A connection accepted from a listener with these options.
     fn accepted(options: &SocketOptions) -> Socket {
@@ -153,7 +157,12 @@ mod tests {
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         };
-        listener.unregistered = Some(accepted);
+        let descriptor = accepted.0.as_raw_fd();
+        // Registered already, so that it cannot be.
+        poll.registry().register(&mut SourceFd(&descriptor), Token(2), Interest::READABLE).unwrap();
+        listener.unregistered = Some((accepted.0.into(), accepted.1));
+        assert_eq!(listener.accept(Token(1)).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        poll.registry().deregister(&mut SourceFd(&descriptor)).unwrap();
         assert_eq!(listener.accept(Token(1)).unwrap().1, client.local_addr().unwrap());
         assert_eq!(listener.accept(Token(1)).unwrap_err().kind(), ErrorKind::WouldBlock);
     }
