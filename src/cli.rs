@@ -4,15 +4,19 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the options' documentation is their help, in plain text")]
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::address::{self, Address};
-use crate::{connect, serve};
+use crate::bench::report::Outputs;
+use crate::bench::{Criterion, Sources};
+use crate::{bench, connect, serve};
 
-/// An echo server on one event loop, for very many connections, and its line client.
+/// An echo server on one event loop, for very many connections, a line client, and a load generator that tells the truth.
 ///
 /// What a peer sends comes back to it, byte for byte, until it closes its side.
 #[derive(Debug, Parser)]
@@ -21,6 +25,7 @@ use crate::{connect, serve};
 Try it in two terminals:
   echoloop serve                 echoes on 127.0.0.1:7777 until Ctrl-C
   echoloop connect               lines you type go out, what comes back is printed
+  echoloop bench                 50 connections for 10 seconds, every byte verified
 
 `echoloop help serve` explains every option.")]
 pub struct Cli {
@@ -38,6 +43,18 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// The command line of this process. Mistakes on it, and requests for help, end the process.
+    pub fn from_command_line() -> Self {
+        let cli = Cli::parse();
+        if let Command::Bench(flags) = &cli.command
+            && flags.connections + flags.idle == 0
+        {
+            let text = "there is no connection to open: -c and --idle are both 0";
+            Cli::command().error(ErrorKind::ValueValidation, text).exit();
+        }
+        cli
+    }
+
     /// How much to log: see [`crate::logging::init`].
     pub fn verbosity(&self) -> i16 {
         if self.quiet { -1 } else { self.verbose.into() }
@@ -51,16 +68,20 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Send lines from standard input and print what comes back
     Connect(Connect),
+    /// Load an echo service, verify every byte that comes back, and report honest latency
+    Bench(Box<Bench>),
+    /// Compare runs of `bench`, or add up those that several machines made of one test
+    Report(Report),
 }
 
 /// The options of `serve`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Signals: SIGINT and SIGTERM stop accepting, send what is owed, close, log a summary and exit 0;
-a second one ends at once (exit 130 or 143).
+Signals: SIGINT and SIGTERM stop accepting, send what is owed, close, log a summary and exit 0; a second one ends at \
+once (exit 130 or 143).
 
-A message, for --terminator, --message-limit and --print, ends at LF or CRLF, or where the socket
-runs dry: so a word sent without a newline is a message too. Without these bytes are not looked at.
+A message, for --terminator, --message-limit and --print, ends at LF or CRLF, or where the socket runs dry: so a word \
+sent without a newline is a message too. Without these bytes are not looked at.
 
 Examples:
   echoloop serve                                  this machine only
@@ -193,8 +214,195 @@ impl From<Connect> for connect::Config {
     }
 }
 
+/// The options of `bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Closed loop (the usual): each connection has --depth messages in flight and sends the next one when a reply has \
+come. That finds what a server can do, and hides how it answers those who do not wait.
+Open loop (--rate): messages are due by a fixed schedule. The response time counts from when a message was due, the \
+service time from when it was sent; a server that stalls shows in the first.
+
+Exit codes: 0; 1 for wrong bytes, failed connections, or no connection at all; 2 for a mistake on the command line; \
+3 if a --fail-if holds, or the criterion of --find-rate held at no rate.
+
+Examples:
+  echoloop bench                                       50 connections, 64 bytes, 10 seconds
+  echoloop bench -c 1000 -d 32 -t 1m                   pipelining
+  echoloop bench -c 100 --rate 50000 --html run.html   an open loop, and a page to look at
+  echoloop bench --find-rate 'p99<5ms'                 how much can it take?
+  echoloop bench -c 10 --idle 10000 --watch-pid 4711   what do idle connections cost?
+  echoloop bench --fail-if 'p99>2ms' --fail-if 'rate<100000' -q   in CI")]
+pub struct Bench {
+    /// Whom to load: HOST:PORT or [IPV6]:PORT
+    #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
+    address: Address,
+
+    /// Connections that carry messages; may be 0 if there are idle ones
+    #[arg(short, long, value_name = "N", default_value_t = 50)]
+    connections: usize,
+
+    /// Connections that are held open and silent beside them, to see what they cost
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    idle: usize,
+
+    /// Open so many connections per second; by default as fast as it goes
+    #[arg(long, value_name = "R", value_parser = positive_rate)]
+    connect_rate: Option<f64>,
+
+    /// The size of messages, such as 64 or 16KiB; or the bounds of it, such as 1..4KiB, and sizes are uniform between
+    #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = message_size)]
+    size: (u64, u64),
+
+    /// Messages in flight on each connection
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536),
+          conflicts_with = "rate")]
+    depth: u64,
+
+    /// An open loop: R messages per second over all connections, on a schedule that does not wait for replies
+    #[arg(short, long, value_name = "R", value_parser = positive_rate)]
+    rate: Option<f64>,
+
+    /// How long to measure [default: 10s, or until all --messages have been sent]
+    #[arg(short = 't', long, value_name = "DUR", value_parser = positive_duration)]
+    duration: Option<Duration>,
+
+    /// Measure no more than N messages
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    messages: Option<u64>,
+
+    /// Load before that, which is not counted
+    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = duration)]
+    warm_up: Duration,
+
+    /// Look for the highest rate at which a criterion such as 'p99<5ms' holds: rates are doubled until it does not, and
+    /// then bisected. --rate is where to begin [1000], --duration the length of each step [2s or more: as long as its
+    /// percentile needs]
+    #[arg(long, value_name = "EXPR", conflicts_with_all = ["messages", "depth"])]
+    find_rate: Option<Criterion>,
+
+    /// Close a connection after N messages, and open another
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    reconnect: Option<u64>,
+
+    /// Local addresses to dial from, in turn, such as 127.0.0.1-127.0.0.9: for more connections than one address has
+    /// ports
+    #[arg(long, value_name = "IP[,IP...]")]
+    source: Option<Sources>,
+
+    /// A reply, or a connect, that takes longer is an error
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = positive_duration)]
+    timeout: Duration,
+
+    /// What sizes and bytes are made from: the same seed makes the same
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+
+    /// Before sleeping in the poll, spin so long, such as 50us: finer times, for a busy core
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = duration)]
+    busy_poll: Duration,
+
+    /// Watch the server's process (on this machine, on Linux): its processor time per message, its memory per
+    /// connection
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    watch_pid: Option<i32>,
+
+    /// Exit 3 if this holds: 'p99>2ms', 'rate<100000', 'errors>0'. There are p50, p99.9 and the like, mean, max, rate,
+    /// errors, mismatches, missed and connections; with <, <=, > and >=. May be given several times
+    #[arg(long, value_name = "EXPR")]
+    fail_if: Vec<Criterion>,
+
+    /// Write the run to FILE, for `echoloop report`; - is standard output
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Write a page with charts to FILE
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
+    /// Write the response times of each second to FILE, as an HdrHistogram interval log
+    #[arg(long, value_name = "FILE")]
+    hdr: Option<PathBuf>,
+
+    /// Write the distribution of response times to FILE, in milliseconds, as HdrHistogram's plotters read it
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
+
+    /// What to call this run in reports; by default the address
+    #[arg(long, value_name = "TEXT")]
+    name: Option<String>,
+}
+
+impl Bench {
+    /// Where to write what came of the run.
+    pub fn outputs(&self) -> Outputs {
+        Outputs { json: self.json.clone(), html: self.html.clone(), hdr: self.hdr.clone(), hgrm: self.hgrm.clone() }
+    }
+
+    /// What must not be so.
+    pub fn fail_if(&self) -> &[Criterion] {
+        &self.fail_if
+    }
+}
+
+impl From<Bench> for bench::Config {
+    fn from(flags: Bench) -> Self {
+        let unlimited = flags.messages.is_some() || flags.find_rate.is_some();
+        bench::Config {
+            address: flags.address,
+            connections: flags.connections,
+            idle: flags.idle,
+            connect_rate: flags.connect_rate,
+            size: flags.size,
+            depth: flags.depth,
+            rate: flags.rate,
+            duration: flags.duration.or((!unlimited).then_some(Duration::from_secs(10))),
+            messages: flags.messages,
+            warm_up: flags.warm_up,
+            find_rate: flags.find_rate,
+            reconnect: flags.reconnect,
+            sources: flags.source.unwrap_or_default(),
+            timeout: flags.timeout,
+            seed: flags.seed,
+            busy_poll: flags.busy_poll,
+            watch_pid: flags.watch_pid,
+            name: flags.name,
+        }
+    }
+}
+
+/// The options of `report`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  echoloop report before.json after.json --html both.html     side by side, with ratios to the first
+  echoloop report --merge node-*.json --json all.json         one test, made by several machines")]
+pub struct Report {
+    /// Runs, as `echoloop bench --json` wrote them; - is standard input
+    #[arg(value_name = "FILE", required_unless_present = "schema")]
+    pub files: Vec<PathBuf>,
+
+    /// Add the runs up: counts are added, and so are histograms, which makes the percentiles right
+    #[arg(long)]
+    pub merge: bool,
+
+    /// Write the merged run to FILE
+    #[arg(long, value_name = "FILE", requires = "merge")]
+    pub json: Option<PathBuf>,
+
+    /// Write a page with charts of all runs to FILE
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+
+    /// Print the JSON Schema of the files instead
+    #[arg(long, exclusive = true)]
+    pub schema: bool,
+}
+
 /// The longest duration taken: longer ones are a slip of the pen, and overflow sums with the clock's time.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// The largest message, in bytes.
+const LARGEST: u64 = 1 << 30;
 
 fn duration(text: &str) -> Result<Duration, String> {
     let duration =
@@ -222,6 +430,30 @@ fn buffer_size(text: &str) -> Result<usize, String> {
     }
 }
 
+fn message_size(text: &str) -> Result<(u64, u64), String> {
+    let size = |text: &str| -> Result<u64, String> {
+        let size: ByteSize = text.parse().map_err(|error| format!("{error}: write it as in 64, 16KiB, 1..4KiB"))?;
+        match size.as_u64() {
+            0 => Err("a message has at least one byte".to_owned()),
+            bytes if bytes > LARGEST => Err("more than 1 GiB".to_owned()),
+            bytes => Ok(bytes),
+        }
+    };
+    let (smallest, largest) = text.split_once("..").unwrap_or((text, text));
+    match (size(smallest)?, size(largest)?) {
+        (smallest, largest) if smallest > largest => Err(format!("{smallest} is more than {largest}")),
+        sizes => Ok(sizes),
+    }
+}
+
+fn positive_rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if rate > 0.0 && rate <= 1e9 => Ok(rate),
+        Ok(_) => Err("it must be more than nothing, and at most 1e9 per second".to_owned()),
+        Err(error) => Err(format!("{error}: write it as in 50000, 0.5, 1e6")),
+    }
+}
+
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("it must be at least 1".to_owned()),
@@ -243,7 +475,6 @@ fn word(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

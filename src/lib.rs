@@ -1,4 +1,4 @@
-//! An echo server on one event loop, for very many connections, and its line client.
+//! An echo server on one event loop, for very many connections, a line client, and a load generator.
 //!
 //! This is also a place to see non-blocking I/O done whole. A tour, in the order in which it is best read:
 //!
@@ -8,9 +8,11 @@
 //! 2. [`serve`]: the server on it. `echo` is what echo means, `acceptor` is how connections are accepted when there
 //!    is room for them, and when there is not.
 //! 3. [`mod@connect`]: the line client, another protocol on the same reactor.
-//! 4. [`cli`], [`address`], [`limits`], [`logging`]: the program around them.
+//! 4. [`mod@bench`]: the load generator, a third protocol on it. `client` sends and verifies, `payload` is the bytes,
+//!    `pace` is when they are due; [`bench::report`] is what others see of it.
+//! 5. [`cli`], [`address`], [`limits`], [`logging`], [`signals`]: the program around them.
 //!
-//! Imports point downward only: the reactor knows no protocol, server and client do not know each other.
+//! Imports point downward only: the reactor knows no protocol, and the three protocols do not know each other.
 //!
 //! # The facts, and where each is handled
 //!
@@ -30,9 +32,11 @@
 //! | registering costs a system call | [`reactor::Poller::interest`]: once, for life |
 
 pub mod address;
+pub mod bench;
 pub mod cli;
 pub mod connect;
 pub mod limits;
 pub mod logging;
 pub mod reactor;
 pub mod serve;
+pub mod signals;

@@ -2,19 +2,26 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::slice;
 
-use clap::Parser;
-use echoloop::cli::{Cli, Command};
+use echoloop::bench::report::{self, Outputs};
+use echoloop::bench::{self, Run};
+use echoloop::cli::{Bench, Cli, Command, Report};
 use echoloop::serve::{Ending, Server};
 use echoloop::{connect, logging};
-use log::{info, warn};
+use log::{error, info, warn};
+
+/// The exit code for a run that is not as good as it was to be.
+const NOT_GOOD_ENOUGH: u8 = 3;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_command_line();
     logging::init(cli.verbosity());
     let outcome = match cli.command {
         Command::Serve(flags) => serve(&(*flags).into()),
         Command::Connect(flags) => connect::run(&flags.into()).map(|()| ExitCode::SUCCESS),
+        Command::Bench(flags) => bench(*flags),
+        Command::Report(flags) => report(&flags),
     };
     outcome.unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "echoloop: {error:#}");
@@ -37,4 +44,44 @@ fn serve(config: &echoloop::serve::Config) -> anyhow::Result<ExitCode> {
         Ending::Stopped => ExitCode::SUCCESS,
         Ending::Killed(signal) => ExitCode::from(128 + u8::try_from(signal)?),
     })
+}
+
+fn bench(flags: Bench) -> anyhow::Result<ExitCode> {
+    let (outputs, fail_if) = (flags.outputs(), flags.fail_if().to_vec());
+    let files = outputs.open()?;
+    let run = bench::run(&flags.into())?;
+    report::write(slice::from_ref(&run), files)?;
+    print(&report::text(&run)?, outputs.takes_stdout());
+    let mut code = if run.is_sound() { 0 } else { 1 };
+    for criterion in &fail_if {
+        let (holds, figure) = criterion.judge_run(&run)?;
+        if holds {
+            error!("--fail-if {criterion}: {figure}");
+            code = NOT_GOOD_ENOUGH;
+        }
+    }
+    if run.search.as_ref().is_some_and(|search| search.holds_at.is_none()) {
+        code = NOT_GOOD_ENOUGH;
+    }
+    Ok(ExitCode::from(code))
+}
+
+fn report(flags: &Report) -> anyhow::Result<ExitCode> {
+    if flags.schema {
+        print(&report::schema(), false);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let outputs = Outputs { json: flags.json.clone(), html: flags.html.clone(), ..Outputs::default() };
+    let files = outputs.open()?;
+    let runs = flags.files.iter().map(|path| Run::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let runs = if flags.merge { vec![Run::merge(&runs)?] } else { runs };
+    report::write(&runs, files)?;
+    let text = if let [run] = &runs[..] { report::text(run)? } else { report::comparison(&runs) };
+    print(&text, outputs.takes_stdout());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a report, on standard error if something else is on standard output. Nobody reading it is no error.
+fn print(text: &str, stdout_is_taken: bool) {
+    let _ = if stdout_is_taken { write!(io::stderr(), "{text}") } else { write!(io::stdout(), "{text}") };
 }

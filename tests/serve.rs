@@ -377,8 +377,26 @@ fn a_second_signal_ends_at_once() {
         send_until_blocked(&server, &mut peer, &noise(9, 64 * MIB));
         server.signal(Signal::TERM);
         server.wait_for_log("SIGTERM");
-        server.signal(signal);
+        // A second signal right behind the first is taken for the same one.
+        wait_until("the server ends", || {
+            server.signal(signal);
+            server.has_ended()
+        });
         assert_eq!(server.wait().0.code(), Some(code));
+    }
+}
+
+#[test]
+fn a_signal_that_comes_twice_at_once_is_one() {
+    // GNU timeout signals its child, and then its process group, in which the child is too.
+    for _ in 0..10 {
+        let mut server = Server::start(&[]);
+        let _peer = server.connect_many(1);
+        server.signal(Signal::TERM);
+        server.signal(Signal::TERM);
+        let (status, log) = server.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(log.contains("served 1 "), "{log}");
     }
 }
 

@@ -131,7 +131,7 @@ mod tests {
         wheel.arm(0, due[0], 0);
         for now in 0..10_000 {
             due[0] = now + 100; // a message every millisecond
-            assert_eq!(expired(&mut wheel, now, &due), []);
+            assert!(expired(&mut wheel, now, &due).is_empty());
         }
         assert_eq!(wheel.entries, 1);
         assert_eq!(expired(&mut wheel, 10_200, &due), [0]);
@@ -143,7 +143,7 @@ mod tests {
         let mut wheel = Deadlines::new(6400);
         wheel.arm(3, 6400, 0);
         let next = wheel.next_due().unwrap();
-        assert_eq!(expired(&mut wheel, next - 1, &[0; 4]), []);
+        assert!(expired(&mut wheel, next - 1, &[0; 4]).is_empty());
         assert_eq!(expired(&mut wheel, next, &[0; 4]), [3]);
     }
 
@@ -165,7 +165,7 @@ mod tests {
         out.sort();
         assert_eq!(out, [0, 1]);
         wheel.arm(0, 1_000_000_500, 1_000_000_000);
-        assert_eq!(expired(&mut wheel, 1_000_000_400, &[1_000_000_500, 0]), []);
+        assert!(expired(&mut wheel, 1_000_000_400, &[1_000_000_500, 0]).is_empty());
         assert_eq!(expired(&mut wheel, 1_000_000_600, &[1_000_000_500, 0]), [0]);
     }
 }

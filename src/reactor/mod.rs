@@ -484,6 +484,13 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         }
     }
 
+    /// Gives up one connection, if it is there.
+    pub fn close(&mut self, token: Token) {
+        if self.slots.contains(token.0) {
+            self.remove(token.0, Reason::Cut);
+        }
+    }
+
     /// Gives up all connections that are left.
     pub fn cut(&mut self) {
         let keys: Vec<usize> = self.slots.iter().map(|(key, _)| key).collect();

@@ -17,21 +17,18 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::HumanCount;
 use log::{info, warn};
-use mio::{Interest, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook_mio::v1_0::Signals;
+use signal_hook::low_level::signal_name;
 
 use crate::address::Address;
 use crate::limits;
 use crate::reactor::{Counters, Poller, Reactor, Readiness, Settings};
+use crate::signals::{self, Request, StopSignals};
 use acceptor::{Accept, Acceptor};
 use echo::Echo;
 use listener::Listener;
 
 pub use listener::SocketOptions;
 pub use stats::Summary;
-
-const SIGNALS: Token = Token(usize::MAX - 1);
 
 /// What a server is to do.
 #[derive(Debug, Clone)]
@@ -91,7 +88,7 @@ pub enum Ending {
 /// A server that listens.
 pub struct Server {
     poller: Poller,
-    signals: Signals,
+    signals: StopSignals,
     local_addrs: Vec<SocketAddr>,
     service: Service<Listener>,
 }
@@ -105,8 +102,7 @@ impl Server {
     pub fn bind(config: &Config) -> anyhow::Result<Self> {
         let limit = limits::raise_open_files().context("cannot raise the limit on open files")?;
         let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;
-        let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot take signals")?;
-        poller.registry().register(&mut signals, SIGNALS, Interest::READABLE).context("cannot take signals")?;
+        let signals = StopSignals::new(poller.registry())?;
         listener::check_backlog(config.sockets.backlog);
         let mut listeners = Vec::new();
         let mut local_addrs = Vec::new();
@@ -148,12 +144,21 @@ impl Server {
             self.service.turn(
                 now,
                 ready.filter(|readiness| {
-                    signalled |= readiness.token == SIGNALS;
-                    readiness.token != SIGNALS
+                    signalled |= readiness.token == signals::TOKEN;
+                    readiness.token != signals::TOKEN
                 }),
             );
-            if signalled && let Some(signal) = self.take_signals(now) {
-                return Ok(Ending::Killed(signal));
+            if !signalled {
+                continue;
+            }
+            match self.signals.take(now) {
+                Some(Request::Kill(signal)) => return Ok(Ending::Killed(signal)),
+                Some(Request::Stop(signal)) => {
+                    let name = signal_name(signal).unwrap_or_default();
+                    info!("{name}: sending what is owed, and closing; once more ends at once");
+                    self.service.stop(now);
+                }
+                None => {}
             }
         }
         Ok(Ending::Stopped)
@@ -162,19 +167,6 @@ impl Server {
     /// What it has done so far.
     pub fn summary(&self) -> Summary {
         self.service.summary()
-    }
-
-    /// Begins to stop at the first signal, and returns the second one.
-    fn take_signals(&mut self, now: Instant) -> Option<i32> {
-        for signal in self.signals.pending() {
-            if self.service.is_stopping() {
-                return Some(signal);
-            }
-            let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
-            info!("{name}: sending what is owed, and closing; once more ends at once");
-            self.service.stop(now);
-        }
-        None
     }
 }
 
@@ -257,11 +249,6 @@ impl<A: Accept> Service<A> {
         self.acceptor.close();
         self.reactor.drain();
         self.deadline = Some(now + self.drain_timeout);
-    }
-
-    /// Whether stopping has begun.
-    pub fn is_stopping(&self) -> bool {
-        self.deadline.is_some()
     }
 
     /// Whether there is nothing left to do: no listener, no connection.

@@ -22,6 +22,12 @@ pub struct Server {
     pub addrs: Vec<SocketAddr>,
     stdout: Option<BufReader<ChildStdout>>,
     log: Arc<Mutex<String>>,
+    /// Descriptors that it had open before the first connection.
+    descriptors: usize,
+}
+
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
 impl Server {
@@ -62,7 +68,8 @@ impl Server {
             let address = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}: {log:?}"));
             addrs.push(address.trim().parse().unwrap());
         }
-        Server { child, addrs, stdout: Some(stdout), log }
+        let descriptors = descriptors(child.id());
+        Server { child, addrs, stdout: Some(stdout), log, descriptors }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -80,6 +87,11 @@ impl Server {
             ping(peer, b"here?");
         }
         peers
+    }
+
+    /// Waits until it has so many connections.
+    pub fn wait_for_connections(&self, count: usize) {
+        wait_until("connections", || descriptors(self.pid()) >= self.descriptors + count);
     }
 
     pub fn pid(&self) -> u32 {
@@ -109,6 +121,10 @@ impl Server {
     /// Closes the reading end of its standard output.
     pub fn close_stdout(&mut self) {
         self.stdout = None;
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits until it has ended, and returns how, with its last log.

@@ -1,0 +1,261 @@
+//! What `--fail-if` and `--find-rate` ask: `p99<5ms`, `rate>=100000`, `errors>0`.
+//!
+//! It knows how to read and to judge a comparison of one figure with one value. What follows from it is its user's
+//! business.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::Run;
+use super::latency::{micros, show_micros};
+
+/// A comparison of a run's figure with a value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Criterion {
+    figure: Figure,
+    comparison: Comparison,
+    /// In microseconds, if the figure is a time.
+    value: f64,
+}
+
+/// What is judged.
+pub(super) struct Figures<'a> {
+    /// Response times in nanoseconds.
+    pub response: &'a Histogram<u64>,
+    /// Replies per second.
+    pub rate: f64,
+    pub errors: u64,
+    pub mismatches: u64,
+    pub missed: u64,
+    pub connections: u64,
+}
+
+/// A figure of a run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Figure {
+    /// A percentile of the response time, more than 0 and at most 100.
+    Percentile(f64),
+    Mean,
+    Max,
+    Rate,
+    Errors,
+    Mismatches,
+    Missed,
+    Connections,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Comparison {
+    Less,
+    LessOrEqual,
+    More,
+    MoreOrEqual,
+}
+
+const FIGURES: [(&str, Figure); 7] = [
+    ("mean", Figure::Mean),
+    ("max", Figure::Max),
+    ("rate", Figure::Rate),
+    ("errors", Figure::Errors),
+    ("mismatches", Figure::Mismatches),
+    ("missed", Figure::Missed),
+    ("connections", Figure::Connections),
+];
+
+/// Longer ones first, for one begins with the other.
+const COMPARISONS: [(&str, Comparison); 4] = [
+    ("<=", Comparison::LessOrEqual),
+    (">=", Comparison::MoreOrEqual),
+    ("<", Comparison::Less),
+    (">", Comparison::More),
+];
+
+impl FromStr for Criterion {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = COMPARISONS.iter().filter_map(|&(sign, comparison)| Some((text.find(sign)?, sign, comparison)));
+        // The leftmost sign, and of those that begin at one place the longest.
+        let (at, sign, comparison) = found
+            .min_by_key(|(at, sign, _)| (*at, 2 - sign.len()))
+            .ok_or("there is no comparison in it: write it as in p99<5ms, rate>=100000, errors>0")?;
+        let figure: Figure = text[..at].trim().parse()?;
+        let value = figure.parse_value(text[at + sign.len()..].trim())?;
+        Ok(Criterion { figure, comparison, value })
+    }
+}
+
+impl FromStr for Figure {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((_, figure)) = FIGURES.iter().find(|(name, _)| *name == text) {
+            return Ok(*figure);
+        }
+        let percentile = text.strip_prefix('p').filter(|number| number.starts_with(|c: char| c.is_ascii_digit()));
+        match percentile.and_then(|number| number.parse().ok()) {
+            Some(percentile) if percentile > 0.0 && percentile <= 100.0 => Ok(Figure::Percentile(percentile)),
+            _ => Err(format!(
+                "{text:?} is no figure of a run: there are p50, p99.9 and the like, mean, max, rate, errors, \
+                 mismatches, missed and connections"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Figure::Percentile(percentile) => write!(f, "p{percentile}"),
+            named => f.write_str(FIGURES.iter().find(|(_, figure)| figure == named).map_or("", |(name, _)| name)),
+        }
+    }
+}
+
+impl Figure {
+    fn is_time(self) -> bool {
+        matches!(self, Figure::Percentile(_) | Figure::Mean | Figure::Max)
+    }
+
+    fn parse_value(self, text: &str) -> Result<f64, String> {
+        if self.is_time() {
+            let time = humantime::parse_duration(text)
+                .map_err(|error| format!("{text:?} is no time: {error}: write it as in 250us, 5ms, 1s"))?;
+            return Ok(time.as_nanos() as f64 / 1000.0);
+        }
+        match text.parse::<f64>() {
+            Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
+            _ => Err(format!("{text:?} is no number: write it as in 100000, 0.5")),
+        }
+    }
+
+    fn of(self, figures: &Figures) -> f64 {
+        match self {
+            Figure::Percentile(percentile) => micros(figures.response.value_at_percentile(percentile)),
+            Figure::Mean => figures.response.mean() / 1000.0,
+            Figure::Max => micros(figures.response.max()),
+            Figure::Rate => figures.rate,
+            Figure::Errors => figures.errors as f64,
+            Figure::Mismatches => figures.mismatches as f64,
+            Figure::Missed => figures.missed as f64,
+            Figure::Connections => figures.connections as f64,
+        }
+    }
+
+    fn show(self, value: f64) -> String {
+        if self.is_time() { show_micros(value) } else { value.to_string() }
+    }
+}
+
+impl fmt::Display for Criterion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign =
+            COMPARISONS.iter().find(|(_, comparison)| *comparison == self.comparison).map_or("", |(sign, _)| sign);
+        write!(f, "{}{sign}", self.figure)?;
+        if self.figure.is_time() {
+            let nanoseconds = (self.value * 1000.0).round();
+            let time = Duration::new((nanoseconds / 1e9) as u64, (nanoseconds % 1e9) as u32);
+            f.write_str(&humantime::format_duration(time).to_string().replace(' ', ""))
+        } else {
+            write!(f, "{}", self.value)
+        }
+    }
+}
+
+impl Criterion {
+    /// Whether it holds, and the figure as it was.
+    pub(super) fn judge(&self, figures: &Figures) -> (bool, String) {
+        // Of no replies no time can be told, so nothing holds of them that would be good news.
+        if self.figure.is_time() && figures.response.is_empty() {
+            return (matches!(self.comparison, Comparison::More | Comparison::MoreOrEqual), "no reply".to_owned());
+        }
+        let figure = self.figure.of(figures);
+        let holds = match self.comparison {
+            Comparison::Less => figure < self.value,
+            Comparison::LessOrEqual => figure <= self.value,
+            Comparison::More => figure > self.value,
+            Comparison::MoreOrEqual => figure >= self.value,
+        };
+        (holds, format!("{} = {}", self.figure, self.figure.show(figure)))
+    }
+
+    /// Whether it holds of a run, and the figure as it was.
+    ///
+    /// # Errors
+    ///
+    /// If the run's histogram is damaged.
+    pub fn judge_run(&self, run: &Run) -> anyhow::Result<(bool, String)> {
+        Ok(self.judge(&Figures {
+            response: &run.response.decode()?,
+            rate: run.rate,
+            errors: run.error_count(),
+            mismatches: run.mismatch_count(),
+            missed: run.messages.missed,
+            connections: run.connections.opened,
+        }))
+    }
+
+    /// The number of messages from which its figure can be told: for a percentile, so many that a hundred lie beyond.
+    pub(super) fn messages_needed(&self) -> u64 {
+        match self.figure {
+            Figure::Percentile(p) if p < 100.0 => (100.0 / (1.0 - p / 100.0)).ceil() as u64,
+            _ => 1000,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn error(text: &str) -> String {
+        text.parse::<Criterion>().unwrap_err()
+    }
+
+    #[test]
+    fn criteria_are_read_with_their_units() {
+        let criterion: Criterion = "p99.9 <= 2ms".parse().unwrap();
+        assert_eq!(criterion.figure, Figure::Percentile(99.9));
+        assert_eq!((criterion.comparison, criterion.value), (Comparison::LessOrEqual, 2000.0));
+        for text in ["p99<5ms", "p50>=250us", "rate<100000", "errors>0", "max>1s", "mean<1ms500us", "missed>0.5"] {
+            assert_eq!(text.parse::<Criterion>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert!(error("p99").contains("no comparison"));
+        assert!(error("p101<1ms").contains("\"p101\""));
+        assert!(error("p0<1ms").contains("\"p0\""));
+        assert!(error("p-1<1ms").contains("\"p-1\""));
+        assert!(error("speed>1").contains("\"speed\""));
+        assert!(error("p99<5").contains("\"5\""));
+        assert!(error("rate<fast").contains("\"fast\""));
+        assert!(error("rate<-1").contains("\"-1\""));
+        assert!(error("rate<inf").contains("\"inf\""));
+        assert!(error("rate=5").contains("no comparison"));
+        assert!(error("rate<>5").contains("\">5\""));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC*") {
+            let _ = text.parse::<Criterion>();
+        }
+
+        #[test]
+        fn what_is_read_prints_back_to_the_same(
+            figure in prop::sample::select(vec!["p50", "p99.99", "p100", "max", "rate", "errors", "connections"]),
+            sign in prop::sample::select(vec!["<", "<=", ">", ">="]),
+            value in 0u32..1_000_000_000,
+        ) {
+            let unit = if figure.starts_with('p') || figure == "max" { "us" } else { "" };
+            let criterion: Criterion = format!("{figure}{sign}{value}{unit}").parse().unwrap();
+            prop_assert_eq!(criterion.to_string().parse::<Criterion>().unwrap(), criterion);
+        }
+    }
+}

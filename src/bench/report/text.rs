@@ -1,0 +1,277 @@
+//! Runs as text, for a terminal.
+
+use std::fmt::Write;
+
+use bytesize::ByteSize;
+use hdrhistogram::Histogram;
+use indicatif::HumanCount;
+
+use crate::bench::latency::{PERCENTILES, micros, show_micros};
+use crate::bench::{Run, Search, Settings, Step};
+
+/// The width of the histogram's longest bar.
+const BAR: u64 = 50;
+
+/// The most rows of the histogram.
+const ROWS: usize = 16;
+
+/// A run, whole.
+///
+/// # Errors
+///
+/// If its histogram is damaged.
+pub fn text(run: &Run) -> anyhow::Result<String> {
+    let mut out = String::new();
+    headline(&mut out, run)?;
+    percentiles(&mut out, run)?;
+    histogram(&mut out, &run.response.decode()?)?;
+    if let Some(watched) = &run.watched {
+        writeln!(
+            out,
+            "\nprocess {}: {:.2} us of processor time per message; memory {} before, {} connected, {} at its peak: {:.0} \
+             bytes per connection",
+            watched.pid,
+            watched.cpu_us_per_message,
+            size(watched.resident_before),
+            size(watched.resident_connected),
+            size(watched.resident_peak),
+            watched.resident_per_connection
+        )?;
+    }
+    if let Some(search) = &run.search {
+        writeln!(out, "\n{}", answer(search))?;
+    }
+    problems(&mut out, run)?;
+    Ok(out)
+}
+
+/// What was done, and how much of it.
+fn headline(out: &mut String, run: &Run) -> anyhow::Result<()> {
+    let config = &run.config;
+    let pace = match config.rate {
+        _ if run.search.is_some() => "open loop, looking for the highest rate".to_owned(),
+        Some(rate) => format!("open loop, {} messages/s", count(rate)),
+        None => format!("closed loop, depth {}", config.depth),
+    };
+    let merged = if run.merged > 1 { format!(", {} runs merged", run.merged) } else { String::new() };
+    writeln!(out, "{}: {} messages, {pace}{merged}\n", run.name, sizes(config))?;
+
+    let connections = &run.connections;
+    let mut parts = vec![format!("{} of {} opened", HumanCount(connections.opened), HumanCount(connections.asked))];
+    if connections.idle_asked > 0 {
+        let (opened, asked) = (HumanCount(connections.idle_opened), HumanCount(connections.idle_asked));
+        parts.push(format!("{opened} of {asked} idle ones"));
+    }
+    let all = (connections.opened + connections.idle_opened) as f64;
+    parts.push(format!("{}/s", count(all / connections.opening_seconds.max(1e-6))));
+    parts.push(format!(
+        "connecting took p50 {}, p99 {}, max {}",
+        show_micros(connections.connect.p50_us),
+        show_micros(connections.connect.p99_us),
+        show_micros(connections.connect.max_us)
+    ));
+    if connections.reopened > 0 {
+        let rate = connections.reopened as f64 / run.seconds.max(1e-6);
+        parts.push(format!("{} reopened ({}/s)", HumanCount(connections.reopened), count(rate)));
+    }
+    writeln!(out, "connections  {}", parts.join(", "))?;
+
+    let messages = &run.messages;
+    let mut parts =
+        vec![format!("{} replies in {:.2} s: {}/s", HumanCount(messages.replies), run.seconds, count(run.rate))];
+    parts.push(format!("{}/s each way", size(run.bytes_per_second as u64)));
+    for (number, what) in [(messages.missed, "missed"), (messages.unanswered, "never answered")] {
+        if number > 0 || (what == "missed" && run.service.is_some()) {
+            parts.push(format!("{} {what}", HumanCount(number)));
+        }
+    }
+    writeln!(out, "messages     {}", parts.join(", "))?;
+    if run.interrupted {
+        writeln!(out, "             ended early, by a signal")?;
+    }
+    Ok(())
+}
+
+fn percentiles(out: &mut String, run: &Run) -> anyhow::Result<()> {
+    if run.response.count == 0 {
+        writeln!(out, "\nno reply came")?;
+        return Ok(());
+    }
+    write!(out, "\n{:<14}", "latency")?;
+    for percentile in PERCENTILES {
+        write!(out, "{:>10}", format!("p{percentile}"))?;
+    }
+    writeln!(out, "{:>10}{:>10}", "max", "mean")?;
+    let response = if run.service.is_some() { "response time" } else { "round trip" };
+    for (what, latency) in [(response, Some(&run.response)), ("service time", run.service.as_ref())] {
+        let Some(latency) = latency else { continue };
+        write!(out, "{what:<14}")?;
+        for (_, time) in latency.percentiles() {
+            write!(out, "{:>10}", show_micros(time))?;
+        }
+        writeln!(out, "{:>10}{:>10}", show_micros(latency.max_us), show_micros(latency.mean_us))?;
+    }
+    Ok(())
+}
+
+/// A small histogram with logarithmic rows: two to an octave, or fewer if there are many.
+fn histogram(out: &mut String, histogram: &Histogram<u64>) -> anyhow::Result<()> {
+    if histogram.is_empty() {
+        return Ok(());
+    }
+    let (low, high) = (histogram.min().max(1) as f64, histogram.max().max(1) as f64);
+    let octaves = (high / low).log2().max(0.5);
+    let per_octave = if octaves * 2.0 <= ROWS as f64 { 2.0 } else { ROWS as f64 / octaves };
+    let rows = (octaves * per_octave).floor() as u32 + 1;
+    let bound = |row: u32| (low * 2f64.powf(f64::from(row) / per_octave)) as u64;
+    let counts: Vec<u64> = (0..rows)
+        .map(|row| {
+            let below = if row + 1 == rows { u64::MAX } else { bound(row + 1) };
+            // Values are told apart as far as the histogram does; each of its cells belongs to one row.
+            histogram
+                .iter_recorded()
+                .filter(|cell| (bound(row)..below).contains(&cell.value_iterated_to().min(histogram.max())))
+                .map(|cell| cell.count_since_last_iteration())
+                .sum()
+        })
+        .collect();
+    let most = counts.iter().copied().max().unwrap_or(1).max(1);
+    writeln!(out)?;
+    for (row, &number) in counts.iter().enumerate() {
+        // A row that is not empty shows, however few there are in it.
+        let length = (number * BAR).div_ceil(most) as usize;
+        let share = 100.0 * number as f64 / histogram.len() as f64;
+        writeln!(
+            out,
+            "from {:>8}  {:<width$} {share:6.2} %",
+            show_micros(micros(bound(row as u32))),
+            "#".repeat(length),
+            width = BAR as usize
+        )?;
+    }
+    Ok(())
+}
+
+/// What went wrong, and what to keep in mind.
+fn problems(out: &mut String, run: &Run) -> anyhow::Result<()> {
+    if !run.errors.is_empty() {
+        writeln!(out, "\nerrors")?;
+        for error in &run.errors {
+            writeln!(out, "  {} {}; the first: {}", HumanCount(error.count), error.kind, error.first)?;
+        }
+    }
+    for mismatch in run.mismatches.iter().skip(1) {
+        writeln!(out, "  {mismatch}")?;
+    }
+    for warning in &run.generator.warnings {
+        writeln!(out, "\nwarning: {warning}")?;
+    }
+    Ok(())
+}
+
+/// One step of a search, in a line.
+pub fn step_line(step: &Step) -> String {
+    let verdict = if step.holds { "holds" } else { "fails" };
+    format!("{:>12}/s {verdict}: {}", count(step.rate), step.because)
+}
+
+/// What a search found.
+pub(super) fn answer(search: &Search) -> String {
+    let criterion = &search.criterion;
+    match (search.holds_at, search.fails_at) {
+        (Some(holds), Some(fails)) => format!(
+            "{criterion} holds up to {}/s, and no longer at {}/s (margin {:.1} %)",
+            count(holds),
+            count(fails),
+            100.0 * (fails / holds - 1.0)
+        ),
+        (Some(holds), None) => format!("{criterion} holds at {}/s; where it ends was not found", count(holds)),
+        (None, Some(fails)) => format!("{criterion} does not hold, not even at {}/s", count(fails)),
+        (None, None) => format!("{criterion}: no rate was tried to the end"),
+    }
+}
+
+/// Runs side by side, with ratios to the first.
+pub fn comparison(runs: &[Run]) -> String {
+    align(&rows(runs))
+}
+
+/// The cells of [`comparison`]: first the runs' names, then a figure a row.
+pub(super) fn rows(runs: &[Run]) -> Vec<Vec<String>> {
+    let row = |what: &str, figure: &dyn Fn(&Run) -> Option<f64>, show: &dyn Fn(f64) -> String| -> Vec<String> {
+        let first = runs.first().and_then(figure);
+        let mut cells = vec![what.to_owned()];
+        for (number, run) in runs.iter().enumerate() {
+            cells.push(match (figure(run), first) {
+                (None, _) => "-".to_owned(),
+                (Some(value), Some(first)) if number > 0 && first > 0.0 => {
+                    format!("{} ({:.2})", show(value), value / first)
+                }
+                (Some(value), _) => show(value),
+            });
+        }
+        cells
+    };
+    let whole = |number: f64| HumanCount(number as u64).to_string();
+    let mut rows = vec![std::iter::once(String::new()).chain(runs.iter().map(|run| run.name.clone())).collect()];
+    rows.push(row("replies/s", &|run| Some(run.rate), &count));
+    rows.push(row("bytes/s", &|run| Some(run.bytes_per_second), &|bytes| size(bytes as u64).to_string()));
+    for (number, percentile) in PERCENTILES.iter().enumerate() {
+        let time = move |run: &Run| (run.response.count > 0).then(|| run.response.percentiles()[number].1);
+        rows.push(row(&format!("p{percentile}"), &time, &show_micros));
+    }
+    rows.push(row("max", &|run| (run.response.count > 0).then_some(run.response.max_us), &show_micros));
+    rows.push(row("connections", &|run| Some(run.connections.opened as f64), &whole));
+    rows.push(row("errors", &|run| Some(run.error_count() as f64), &whole));
+    if runs.iter().any(|run| run.service.is_some()) {
+        rows.push(row("missed", &|run| run.service.as_ref().map(|_| run.messages.missed as f64), &whole));
+    }
+    if runs.iter().any(|run| run.watched.is_some()) {
+        let cpu = |run: &Run| run.watched.as_ref().map(|watched| watched.cpu_us_per_message);
+        rows.push(row("cpu/message", &cpu, &show_micros));
+        let memory = |run: &Run| run.watched.as_ref().map(|watched| watched.resident_per_connection);
+        rows.push(row("memory/connection", &memory, &|bytes| format!("{bytes:.0} B")));
+    }
+    if runs.iter().any(|run| run.search.is_some()) {
+        rows.push(row("highest rate", &|run| run.search.as_ref()?.holds_at, &count));
+    }
+    rows
+}
+
+/// Rows of cells as columns, the first one to the left and the others to the right.
+fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = format!("{:<width$}", row[0], width = widths[0]);
+        for (cell, width) in row.iter().zip(&widths).skip(1) {
+            line.push_str(&format!("  {cell:>width$}"));
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// The sizes of a run's messages.
+pub(super) fn sizes(config: &Settings) -> String {
+    match (config.smallest, config.largest) {
+        (smallest, largest) if smallest == largest => size(smallest).to_string(),
+        (smallest, largest) => format!("{} to {}", size(smallest), size(largest)),
+    }
+}
+
+fn size(bytes: u64) -> impl std::fmt::Display {
+    ByteSize(bytes).display().iec()
+}
+
+/// A number as one reads it: whole and with separators if it is large.
+pub(super) fn count(number: f64) -> String {
+    if number >= 100.0 || number == 0.0 {
+        HumanCount(number.round() as u64).to_string()
+    } else {
+        format!("{number:.1}")
+    }
+}

@@ -1,0 +1,596 @@
+//! The load generator against our server, and against servers that misbehave.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use common::{ECHOLOOP, Server, echoloop, wait_until};
+use echoloop::bench::{Cause, ErrorKind, Run};
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Listens, and has each connection served by `serve` in a thread of its own, with its number.
+fn server(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+            let serve = serve.clone();
+            stream.set_nodelay(true).unwrap();
+            thread::spawn(move || serve(number, stream));
+        }
+    });
+    address
+}
+
+/// Echoes, and lets `change` meddle with what goes back. `change` is given the position of the first byte.
+fn echo_changed(mut stream: TcpStream, mut change: impl FnMut(usize, &mut Vec<u8>)) {
+    let mut position = 0;
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        let mut bytes = buffer[..count].to_vec();
+        change(position, &mut bytes);
+        position += count;
+        if stream.write_all(&bytes).is_err() {
+            return;
+        }
+    }
+}
+
+/// Runs `echoloop bench`.
+fn bench(address: SocketAddr, flags: &str) -> Output {
+    let address = address.to_string();
+    let mut args = vec!["bench", &address, "-q"];
+    args.extend(flags.split_whitespace());
+    echoloop(&args, b"")
+}
+
+/// Runs `echoloop bench` and returns its run and its exit code.
+#[track_caller]
+fn run(address: SocketAddr, flags: &str) -> (Run, i32) {
+    let output = bench(address, &format!("{flags} --json -"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let run = Run::parse(&text).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    (run, output.status.code().unwrap())
+}
+
+/// Runs `echoloop bench` against a server that does wrong: it must be told, and must not hang.
+#[track_caller]
+fn errors(address: SocketAddr, flags: &str) -> (Run, Vec<ErrorKind>) {
+    let (run, code) = run(address, &format!("{flags} --warm-up 0s"));
+    assert_eq!(code, 1);
+    let kinds = run.errors.iter().map(|error| error.kind).collect();
+    (run, kinds)
+}
+
+#[test]
+fn every_message_comes_back() {
+    for flags in ["-n 5000 -c 10", "-n 5000 -c 10 -d 32", "-n 300 -c 3 -s 1..100KiB -d 4", "-n 2000 -c 10 -r 20000"] {
+        let mut server = Server::start(&[]);
+        let (run, code) = run(server.addr(), &format!("{flags} --warm-up 10ms"));
+        assert_eq!(code, 0, "{flags}: {:?}", run.errors);
+        assert_eq!(run.messages.sent, run.config.messages.unwrap(), "{flags}");
+        assert_eq!(run.response.count, run.messages.sent, "{flags}");
+        assert_eq!((run.messages.missed, run.messages.unanswered), (0, 0), "{flags}");
+        assert_eq!(run.connections.opened, run.config.connections, "{flags}");
+        assert_eq!(run.connections.connect.count, run.config.connections, "{flags}");
+        assert_eq!(run.timeline.iter().map(|interval| interval.response.count).sum::<u64>(), run.response.count);
+        let log = server.stop();
+        assert!(log.contains(&format!("peak {}", run.config.connections)), "{log}");
+        assert!(log.contains(" 0 resets"), "{log}");
+    }
+}
+
+#[test]
+fn ipv6_and_names_are_dialled() {
+    let server = Server::start_on(&["[::1]:0"], &[]);
+    assert_eq!(run(server.addr(), "-n 100 --warm-up 0s").1, 0);
+    // A name may have addresses on which nobody listens.
+    let server = Server::start(&[]);
+    let output = echoloop(&["bench", &format!("localhost:{}", server.addr().port()), "-n100", "--warm-up", "0s"], b"");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn idle_connections_are_held_open_and_silent() {
+    let mut server = Server::start(&[]);
+    let (run, code) = run(server.addr(), "-n 1000 -c 5 --idle 40 --warm-up 0s");
+    assert_eq!((code, run.connections.opened, run.connections.idle_opened), (0, 5, 40));
+    assert!(server.stop().contains("peak 45"));
+}
+
+#[test]
+fn connections_are_opened_at_the_rate_that_was_asked_for() {
+    let server = Server::start(&[]);
+    let (run, _) = run(server.addr(), "-n 10 -c 21 --connect-rate 100 --warm-up 0s");
+    assert!(run.connections.opening_seconds >= 0.2, "{}", run.connections.opening_seconds);
+}
+
+#[test]
+fn a_connection_is_reopened_after_its_messages() {
+    let mut server = Server::start(&[]);
+    let (run, code) = run(server.addr(), "-n 100 -c 4 --reconnect 2 --warm-up 0s");
+    assert_eq!((code, run.messages.replies, run.connections.opened), (0, 100, 4));
+    assert!((40..=50).contains(&run.connections.reopened), "{}", run.connections.reopened);
+    let log = server.stop();
+    assert!(log.contains(" 0 resets"), "{log}");
+}
+
+#[test]
+fn it_dials_from_the_addresses_it_is_given_in_turn() {
+    let (sender, peers) = channel();
+    let sender = Mutex::new(sender);
+    let address = server(move |_, stream| {
+        sender.lock().unwrap().send(stream.peer_addr().unwrap().ip()).unwrap();
+        echo_changed(stream, |_, _| ());
+    });
+    assert_eq!(run(address, "-n 60 -c 6 --source 127.0.0.2-127.0.0.3,127.0.0.9 --warm-up 0s").1, 0);
+    let mut seen: Vec<IpAddr> = peers.try_iter().collect();
+    seen.sort();
+    let expected = [2, 2, 3, 3, 9, 9].map(|last| IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)));
+    assert_eq!(seen, expected);
+}
+
+/// What a server received on its first connection.
+fn received(flags: &str) -> Vec<u8> {
+    let (sender, bytes): (_, Receiver<Vec<u8>>) = channel();
+    let sender = Mutex::new(sender);
+    let address = server(move |_, stream| {
+        let mut all = Vec::new();
+        echo_changed(stream, |_, bytes| all.extend_from_slice(bytes));
+        sender.lock().unwrap().send(all).unwrap();
+    });
+    assert_eq!(run(address, &format!("-c 1 -n 50 --warm-up 0s {flags}")).1, 0);
+    bytes.recv().unwrap()
+}
+
+#[test]
+fn a_seed_makes_a_run_reproducible() {
+    let bytes = received("-s 1..1000 --seed 7");
+    assert!(bytes == received("-s 1..1000 --seed 7"));
+    assert!(bytes != received("-s 1..1000 --seed 8"));
+    assert_eq!(received("-s 100").len(), 5000);
+}
+
+#[test]
+fn a_lost_byte_is_found_where_it_was_lost() {
+    let address = server(|_, stream| {
+        let mut lost = false;
+        echo_changed(stream, |position, bytes| {
+            if !lost && position >= 640 {
+                lost = true;
+                bytes.remove(10);
+            }
+        });
+    });
+    let (run, kinds) = errors(address, "-c 1 -d 8 -t 10s");
+    assert_eq!(kinds, [ErrorKind::Mismatch]);
+    let mismatch = &run.mismatches[0];
+    assert_eq!((mismatch.connection, mismatch.cause), (0, Cause::Lost { bytes: 1 }));
+    assert!(mismatch.offset >= 650 && mismatch.expected != mismatch.got);
+}
+
+#[test]
+fn swapped_and_repeated_bytes_are_found() {
+    let swapping = server(|_, stream| echo_changed(stream, |_, bytes| bytes.swap(20, 21)));
+    let (run, kinds) = errors(swapping, "-c 1 -t 10s");
+    assert_eq!((kinds, run.mismatches[0].offset), (vec![ErrorKind::Mismatch], 20));
+    assert_eq!(run.mismatches[0].cause, Cause::Altered);
+
+    let repeating = server(|_, stream| {
+        let mut before = Vec::new();
+        echo_changed(stream, |_, bytes| {
+            let now = bytes.clone();
+            if !before.is_empty() {
+                *bytes = std::mem::take(&mut before);
+            }
+            before = now;
+        });
+    });
+    let (run, kinds) = errors(repeating, "-c 1 -t 10s");
+    assert_eq!((kinds, run.mismatches[0].offset), (vec![ErrorKind::Mismatch], 64));
+    assert_eq!(run.mismatches[0].cause, Cause::Repeated { bytes: 64 });
+}
+
+#[test]
+fn bytes_of_another_connection_are_recognised() {
+    let others: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+    let address = server(move |number, mut stream| {
+        others.lock().unwrap().push(stream.try_clone().unwrap());
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            wait_until("both are there", || others.lock().unwrap().len() == 2);
+            let other = 1 - number;
+            let _ = others.lock().unwrap()[other].write_all(&buffer[..count]);
+        }
+    });
+    let (run, kinds) = errors(address, "-c 2 -t 10s");
+    assert_eq!(kinds, [ErrorKind::Mismatch]);
+    let connection = 1 - run.mismatches[0].connection;
+    assert_eq!(run.mismatches[0].cause, Cause::Foreign { connection, offset: 0 });
+}
+
+#[test]
+fn replies_to_nothing_are_found() {
+    let address = server(|_, stream| echo_changed(stream, |_, bytes| bytes.push(0)));
+    assert_eq!(errors(address, "-c 3 -t 10s").1, [ErrorKind::Excess]);
+    // An idle connection is owed nothing at all.
+    let address = server(|_, mut stream| {
+        let _ = stream.write_all(b"220 ready\r\n");
+        echo_changed(stream, |_, _| ());
+    });
+    assert_eq!(errors(address, "-c 0 --idle 2 -t 10s").1, [ErrorKind::Excess]);
+}
+
+#[test]
+fn a_delay_now_and_then_shows_in_the_latency() {
+    let count = AtomicUsize::new(0);
+    let address = server(move |_, stream| {
+        echo_changed(stream, |_, _| {
+            if count.fetch_add(1, Ordering::Relaxed) % 100 == 99 {
+                thread::sleep(Duration::from_millis(50));
+            }
+        })
+    });
+    let (run, code) = run(address, "-c 1 -n 1000 --warm-up 0s");
+    assert_eq!(code, 0);
+    assert!(run.response.max_us >= 50_000.0);
+    let slow = run.response.decode().unwrap().count_between(50_000_000, u64::MAX);
+    assert!((10..15).contains(&slow), "{slow}");
+}
+
+#[test]
+fn a_server_that_stops_reading_ends_in_timeouts() {
+    let address = server(|_, _stream| thread::sleep(Duration::from_secs(60)));
+    for flags in ["-c 3", "-c 3 -s 1MiB -d 8", "-c 3 -r 1000"] {
+        let (run, kinds) = errors(address, &format!("{flags} -t 20s --timeout 300ms"));
+        assert_eq!(kinds, [ErrorKind::ReplyTimeout], "{flags}");
+        assert_eq!(run.errors[0].count, 3, "{flags}");
+        assert!(run.messages.unanswered >= 3, "{flags}");
+        assert!(run.seconds < 10.0, "it ends when no connection is left");
+    }
+}
+
+#[test]
+fn a_server_that_accepts_nobody_ends_in_timeouts() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_, kinds) = errors(listener.local_addr().unwrap(), "-c 3 -t 20s --timeout 300ms");
+    assert_eq!(kinds, [ErrorKind::ReplyTimeout], "the kernel has connected them");
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let (run, kinds) = errors(address, "-c 9 -t 20s --timeout 500ms");
+    assert_eq!(kinds, [ErrorKind::ConnectTimeout, ErrorKind::ReplyTimeout]);
+    assert!(run.connections.opened < 9);
+}
+
+#[test]
+fn a_server_that_closes_early_or_resets_is_told_apart() {
+    let closing = server(|_, mut stream| {
+        let mut buffer = [0; 640];
+        let _ = stream.read_exact(&mut buffer).and_then(|()| stream.write_all(&buffer));
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    assert_eq!(errors(closing, "-c 2 -d 10 -t 20s").1, [ErrorKind::ClosedEarly]);
+    let resetting = server(|_, mut stream| {
+        let mut buffer = [0; 640];
+        let _ = stream.read_exact(&mut buffer).and_then(|()| stream.write_all(&buffer));
+        let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    });
+    assert_eq!(errors(resetting, "-c 2 -d 10 -t 20s").1, [ErrorKind::Reset]);
+}
+
+#[test]
+fn nobody_listening_is_one_line() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let output = echoloop(&["bench", &format!("127.0.0.1:{port}")], b"");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains(&format!("127.0.0.1:{port}")) && text.contains("refused"), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+#[test]
+fn a_server_that_goes_away_in_the_middle_ends_the_run() {
+    let server = Server::start(&[]);
+    let address = server.addr();
+    let running = thread::spawn(move || run(address, "-c 5 -t 60s --warm-up 0s"));
+    server.wait_for_connections(5);
+    server.signal(Signal::KILL);
+    let (run, code) = running.join().unwrap();
+    assert_eq!(code, 1);
+    assert_eq!(run.error_count(), 5);
+    assert!(run.seconds < 30.0);
+}
+
+/// A server that echoes at once, but for a second after it was told to freeze.
+fn freezing_server() -> (SocketAddr, Arc<AtomicBool>) {
+    let frozen = Arc::new(AtomicBool::new(false));
+    let told = frozen.clone();
+    let address = server(move |_, mut stream| {
+        let mut buffer = vec![0; 256 * 1024];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            while told.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            if stream.write_all(&buffer[..count]).is_err() {
+                return;
+            }
+        }
+    });
+    (address, frozen)
+}
+
+/// Makes a load for two and a half seconds, in which the server freezes for one.
+fn load_a_freezing_server(flags: &str) -> Run {
+    let (address, frozen) = freezing_server();
+    let flags = format!("{flags} -t 2500ms --warm-up 0s");
+    let running = thread::spawn(move || run(address, &flags));
+    thread::sleep(Duration::from_millis(700));
+    frozen.store(true, Ordering::Relaxed);
+    thread::sleep(Duration::from_secs(1));
+    frozen.store(false, Ordering::Relaxed);
+    let (run, code) = running.join().unwrap();
+    assert_eq!(code, 0);
+    run
+}
+
+#[test]
+fn an_open_loop_counts_from_when_a_message_was_due() {
+    // Small messages can all be sent, and wait in the server.
+    let run = load_a_freezing_server("-c 10 -r 1000");
+    let late = run.response.decode().unwrap().count_between(100_000_000, u64::MAX);
+    assert!((800..1100).contains(&late), "{late} of the messages due in that second, less its last tenth");
+    assert!((900_000.0..1_500_000.0).contains(&run.response.p99_us), "{}", run.response.p99_us);
+
+    // Large ones fill the sockets, and wait in the generator: the service time hides them.
+    let run = load_a_freezing_server("-c 1 -r 200 -s 256KiB");
+    let service = run.service.unwrap();
+    assert!(run.response.p90_us > 500_000.0, "{}", run.response.p90_us);
+    assert!(service.p50_us < run.response.p90_us / 2.0, "{} {}", service.p50_us, run.response.p90_us);
+    let slow = |latency: &echoloop::bench::Latency| latency.decode().unwrap().count_between(100_000_000, u64::MAX);
+    assert!(slow(&service) < slow(&run.response) / 2, "{} {}", slow(&service), slow(&run.response));
+
+    // And in a closed loop there is one slow reply a connection, and nobody asks meanwhile: coordinated omission.
+    let run = load_a_freezing_server("-c 10");
+    assert!((1..=20).contains(&slow(&run.response)));
+    assert!(run.response.p99_us < 100_000.0);
+}
+
+#[test]
+fn what_could_not_be_sent_is_missed() {
+    let address = server(|_, _stream| thread::sleep(Duration::from_secs(60)));
+    let (run, code) = run(address, "-c 1 -r 1000 -s 64KiB -t 1s --warm-up 0s --timeout 2s");
+    assert_eq!(code, 1);
+    assert!(run.messages.missed > 100, "{:?}", run.messages);
+    assert!((990..=1010).contains(&(run.messages.sent + run.messages.missed)), "{:?}", run.messages);
+    assert_eq!(run.messages.unanswered, run.messages.sent);
+}
+
+#[test]
+fn the_highest_rate_is_found() {
+    // Ten milliseconds a message, one after the other: a hundred a second.
+    let address = server(|_, mut stream| {
+        let mut buffer = [0; 64];
+        while stream.read_exact(&mut buffer).is_ok() {
+            thread::sleep(Duration::from_millis(10));
+            if stream.write_all(&buffer).is_err() {
+                return;
+            }
+        }
+    });
+    let (run, code) = run(address, "-c 1 --find-rate p90<60ms --rate 20 -t 600ms --warm-up 0s");
+    let search = run.search.unwrap();
+    let (holds, fails) = (search.holds_at.unwrap(), search.fails_at.unwrap());
+    assert_eq!(code, 0, "{search:?}");
+    assert!((30.0..115.0).contains(&holds) && fails > holds && fails <= holds * 1.06, "{search:?}");
+    assert!(search.steps.len() >= 4);
+    let text = bench(address, "-c 1 --find-rate p90<1ms --rate 2 -t 600ms --warm-up 0s");
+    assert_eq!(text.status.code(), Some(3), "it holds at no rate");
+    assert!(String::from_utf8_lossy(&text.stdout).contains("p90<1ms does not hold"));
+}
+
+#[test]
+fn criteria_decide_the_exit_code() {
+    let server = Server::start(&[]);
+    let output = bench(server.addr(), "-n 100 --warm-up 0s --fail-if errors>0 --fail-if rate<1 --fail-if p50>=0s");
+    assert_eq!(output.status.code(), Some(3));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("--fail-if p50>=0s: p50 = "), "{text}");
+    assert!(!text.contains("errors>0"), "{text}");
+    let output = bench(server.addr(), "-n 100 --warm-up 0s --fail-if errors>0");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_signal_ends_it_early_with_a_report() {
+    let mut server = Server::start(&[]);
+    let address = server.addr().to_string();
+    let child = Command::new(ECHOLOOP)
+        .args(["bench", &address, "-t", "60s", "--warm-up", "0s", "--json", "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    server.wait_for_connections(50);
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let run = Run::parse(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    assert!(run.interrupted && run.seconds < 30.0 && run.error_count() == 0);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("ended early"));
+    server.stop();
+}
+
+#[test]
+fn too_many_connections_are_refused_before_anything_is_opened() {
+    let mut server = Server::start(&["-v"]);
+    let command = format!("ulimit -n 60; exec {ECHOLOOP} bench {} -c 100", server.addr());
+    let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("100 connections") && text.contains("60") && text.contains("ulimit -n"), "{text}");
+    assert!(!server.stop().contains("accepted"));
+}
+
+#[test]
+fn files_that_cannot_be_written_are_told_before_anything_is_opened() {
+    let mut server = Server::start(&["-v"]);
+    for flag in ["--json", "--html", "--hdr", "--hgrm"] {
+        let output = bench(server.addr(), &format!("{flag} /no/such/directory/file"));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("cannot write /no/such/directory/file: No such file"), "{text}");
+    }
+    let output = bench(server.addr(), "--json - --hdr -");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!server.stop().contains("accepted"));
+}
+
+#[test]
+fn a_run_that_fails_leaves_the_files_as_they_were() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("run.json");
+    fs::write(&file, "the last run").unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert_eq!(bench(port, &format!("--json {}", file.display())).status.code(), Some(1));
+    assert_eq!(fs::read_to_string(file).unwrap(), "the last run");
+}
+
+#[test]
+fn every_file_is_written_and_can_be_read() {
+    let server = Server::start(&[]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let flags = format!(
+        "-n 3000 -c 5 --warm-up 0s --name <b>run --json {} --html {} --hdr {} --hgrm {}",
+        path("run.json"),
+        path("run.html"),
+        path("run.hdr"),
+        path("run.hgrm")
+    );
+    assert_eq!(bench(server.addr(), &flags).status.code(), Some(0));
+
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(path("run.json")).unwrap()).unwrap();
+    let schema = echoloop(&["report", "--schema"], b"").stdout;
+    let schema: serde_json::Value = serde_json::from_slice(&schema).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let complaints: Vec<_> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
+    assert_eq!(complaints, Vec::<String>::new());
+    let mut broken = json.clone();
+    broken["messages"]["replies"] = "many".into();
+    assert!(!validator.is_valid(&broken), "the schema says something");
+
+    let log = fs::read(path("run.hdr")).unwrap();
+    let mut sum = Histogram::<u64>::new(3).unwrap();
+    for entry in IntervalLogIterator::new(&log) {
+        if let LogEntry::Interval(interval) = entry.unwrap() {
+            let bytes = base64(interval.encoded_histogram());
+            sum += Deserializer::new().deserialize::<u64, _>(&mut bytes.as_slice()).unwrap();
+        }
+    }
+    assert_eq!(sum.len(), 3000);
+
+    let distribution = fs::read_to_string(path("run.hgrm")).unwrap();
+    assert!(distribution.contains("Total count    =         3000"), "{distribution}");
+    let counts: Vec<u64> =
+        distribution.lines().skip(2).filter_map(|line| line.split_whitespace().nth(2)?.parse().ok()).collect();
+    assert!(counts.len() > 10 && counts.is_sorted() && counts.contains(&3000), "{counts:?}");
+
+    let page = fs::read_to_string(path("run.html")).unwrap();
+    assert!(page.contains("&lt;b&gt;run") && !page.contains("<b>run"));
+    assert_eq!(page.matches("<svg").count(), 6);
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+}
+
+#[test]
+fn runs_are_compared_and_merged() {
+    let server = Server::start(&[]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    for name in ["one", "two"] {
+        let flags = format!("-n 500 -c 2 --warm-up 0s --name {name} --json {}", path(name));
+        assert_eq!(bench(server.addr(), &flags).status.code(), Some(0));
+    }
+    let output = echoloop(&["report", &path("one"), &path("two"), "--html", &path("page.html")], b"");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.lines().next().unwrap().contains("one") && text.contains("p99.99") && text.contains(" ("), "{text}");
+    assert!(fs::read_to_string(path("page.html")).unwrap().contains("2 runs"));
+
+    let output = echoloop(&["report", "--merge", &path("one"), &path("two"), "--json", &path("sum")], b"");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("1,000 replies"));
+    let [one, two, sum] = ["one", "two", "sum"].map(|name| Run::read(path(name).as_ref()).unwrap());
+    let mut added = one.response.decode().unwrap();
+    added += two.response.decode().unwrap();
+    assert_eq!(sum.response.decode().unwrap(), added);
+    assert_eq!((sum.messages.replies, sum.merged), (1000, 2));
+    assert_eq!(sum.rate, one.rate + two.rate);
+
+    let json = fs::read(path("one")).unwrap();
+    let output = echoloop(&["report", "-"], &json);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("500 replies"));
+    fs::write(path("junk"), "{\"hello\": 1}").unwrap();
+    for (file, cause) in [("junk", "is not a run"), ("missing", "No such file")] {
+        let output = echoloop(&["report", &path(file)], b"");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text.contains(&path(file)) && text.contains(cause) && text.lines().count() == 1, "{text}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_server_is_watched() {
+    let server = Server::start(&[]);
+    let flags = format!("-t 300ms -c 10 --idle 2000 --warm-up 0s --watch-pid {}", server.pid());
+    let watched = run(server.addr(), &flags).0.watched.unwrap();
+    assert!(watched.cpu_seconds > 0.0 && watched.cpu_us_per_message > 0.0, "{watched:?}");
+    assert!(watched.resident_peak >= watched.resident_before && watched.resident_before > 0, "{watched:?}");
+    assert!((1.0..10_000.0).contains(&watched.resident_per_connection), "{watched:?}");
+    let output = bench(server.addr(), "--watch-pid 2147483647");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot watch process 2147483647"));
+}
+
+#[test]
+fn mistakes_on_the_command_line_are_named() {
+    for (flags, named) in [
+        ("--size 0", "'0'"),
+        ("--size 9..1", "9 is more than 1"),
+        ("--size 1..9TB", "1 GiB"),
+        ("--rate 0", "--rate"),
+        ("--rate fast", "'fast'"),
+        ("--depth 0", "--depth"),
+        ("--depth 2 --rate 10", "--rate"),
+        ("--fail-if p99", "no comparison"),
+        ("--find-rate p101<1s", "p101"),
+        ("--source 1.2.3", "1.2.3"),
+        ("--timeout 0s", "--timeout"),
+        ("-c 0", "no connection"),
+    ] {
+        let mut args = vec!["bench"];
+        args.extend(flags.split(' '));
+        let output = echoloop(&args, b"");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{flags}: {text}");
+        assert!(text.contains(named), "{flags}: {text}");
+    }
+}
