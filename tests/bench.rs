@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -205,14 +206,13 @@ fn swapped_and_repeated_bytes_are_found() {
 
 #[test]
 fn bytes_of_another_connection_are_recognised() {
-    let others: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+    let others: Arc<Mutex<HashMap<usize, TcpStream>>> = Arc::default();
     let address = server(move |number, mut stream| {
-        others.lock().unwrap().push(stream.try_clone().unwrap());
+        others.lock().unwrap().insert(number, stream.try_clone().unwrap());
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = stream.read(&mut buffer) {
             wait_until("both are there", || others.lock().unwrap().len() == 2);
-            let other = 1 - number;
-            let _ = others.lock().unwrap()[other].write_all(&buffer[..count]);
+            let _ = (&others.lock().unwrap()[&(1 - number)]).write_all(&buffer[..count]);
         }
     });
     let (run, kinds) = errors(address, "-c 2 -t 10s");
