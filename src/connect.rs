@@ -9,7 +9,7 @@ use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use indicatif::HumanCount;
@@ -152,7 +152,7 @@ impl<'a> Client<'a> {
             if self.is_done() {
                 return self.conclude();
             }
-            let sleep = if more { Some(Duration::ZERO) } else { self.reactor.sleep() };
+            let sleep = if more { Some(Duration::ZERO) } else { self.reactor.sleep(Instant::now()) };
             let (now, ready) = self.poller.wait(sleep)?;
             self.reactor.turn(now, ready.filter(|readiness| readiness.token != INPUT));
         }

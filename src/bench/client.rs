@@ -52,6 +52,11 @@ impl Clock {
         self.now
     }
 
+    /// The time as it was last read.
+    pub fn instant(&self) -> Instant {
+        self.epoch + Duration::from_nanos(self.now)
+    }
+
     /// The time, as exactly as a message's handling needs it.
     fn at_message(&mut self) -> Nanos {
         self.uses = self.uses.wrapping_add(1);

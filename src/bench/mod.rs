@@ -479,7 +479,8 @@ impl<'a> Driver<'a> {
         let opening = self.to_open.peek().filter(|_| self.load().connecting < OPENING).map(|Reverse((at, _))| *at);
         let wakes = [wake, opening, self.load().next_due(), self.next_interval, Some(self.next_tick)];
         let wake = wakes.into_iter().flatten().min().unwrap_or(now);
-        let sleep = self.reactor.sleep().map_or(nap(wake, now), |sleep| sleep.min(nap(wake, now)));
+        let sleep =
+            self.reactor.sleep(self.load().clock.instant()).map_or(nap(wake, now), |sleep| sleep.min(nap(wake, now)));
         let (instant, ready) = self.poller.wait(Some(sleep))?;
         let mut signalled = false;
         self.reactor.protocol_mut().clock.set(instant);

@@ -16,7 +16,7 @@
 //! ```
 //! use echoloop::reactor::{Peer, Poller, Protocol, Reactor, Settings, Stream};
 //! use std::io::Write;
-//! use std::time::Duration;
+//! use std::time::{Duration, Instant};
 //!
 //! /// Throws away what it receives, and counts it.
 //! #[derive(Default)]
@@ -49,7 +49,7 @@
 //! client.write_all(b"into the void")?;
 //! drop(client);
 //! while !reactor.is_empty() {
-//!     let (now, ready) = poller.wait(reactor.sleep())?;
+//!     let (now, ready) = poller.wait(reactor.sleep(Instant::now()))?;
 //!     reactor.turn(now, ready);
 //! }
 //! assert_eq!(reactor.protocol().bytes, 13);
@@ -454,13 +454,13 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     }
 
     /// How long the poll may sleep before the next turn; `None`: until something becomes ready.
-    pub fn sleep(&self) -> Option<Duration> {
+    pub fn sleep(&self, now: Instant) -> Option<Duration> {
         if !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
         let idle = self.idle.as_ref().and_then(|(_, deadlines)| deadlines.next_due());
         let due = [idle, self.lingering.next_due()].into_iter().flatten().min()?;
-        Some(Duration::from_millis(due).saturating_sub(self.began.elapsed()))
+        Some(Duration::from_millis(due).saturating_sub(now.saturating_duration_since(self.began)))
     }
 
     /// Lets the protocol act on one connection outside of an event, as to send what has become due. Returns whether

@@ -254,7 +254,7 @@ fn a_message_costs_one_read_and_one_write() {
         assert_eq!(kernel.calls(), (message, message));
     }
     kernel.assert_echoed(50);
-    assert_eq!(world.reactor.sleep(), None, "nothing left to do");
+    assert_eq!(world.reactor.sleep(world.now), None, "nothing left to do");
 }
 
 #[test]
@@ -358,12 +358,12 @@ fn a_busy_peer_spends_its_budget_and_the_others_get_theirs() {
     world.turn(&[readable(busy), readable(quiet)]);
     quiet_kernel.assert_echoed(1);
     busy_kernel.assert_echoed(4 * READ_SIZE);
-    assert_eq!(world.reactor.sleep(), Some(Duration::ZERO), "it waits in the ready queue, not for an edge");
+    assert_eq!(world.reactor.sleep(world.now), Some(Duration::ZERO), "it waits in the ready queue, not for an edge");
     quiet_kernel.reads(&[Take(1)]);
     world.turn(&[readable(quiet)]);
     quiet_kernel.assert_echoed(2);
     busy_kernel.assert_echoed(8 * READ_SIZE);
-    while world.reactor.sleep().is_some() {
+    while world.reactor.sleep(world.now).is_some() {
         world.turn(&[]);
     }
     busy_kernel.assert_echoed(100 * READ_SIZE);
@@ -378,7 +378,7 @@ fn a_peer_that_never_reads_is_not_read_and_holds_one_read_at_most() {
         world.turn(&[readable(token)]);
         assert_eq!((kernel.calls().0, world.waiting(token)), (1, READ_SIZE));
     }
-    assert_eq!(world.reactor.sleep(), None, "and it does not keep the loop awake");
+    assert_eq!(world.reactor.sleep(world.now), None, "and it does not keep the loop awake");
     world.turn(&[writable(token)]); // no new READABLE edge is needed
     kernel.assert_echoed(5 * READ_SIZE);
 }
@@ -500,7 +500,7 @@ fn a_peer_that_does_not_close_is_waited_for_so_long_and_no_longer() {
         assert!(waited < LINGER * 2);
     }
     assert!(waited >= LINGER, "{waited:?}");
-    assert_eq!(world.reactor.sleep(), None);
+    assert_eq!(world.reactor.sleep(world.now), None);
 }
 
 #[test]
@@ -530,14 +530,14 @@ fn an_idle_connection_is_closed_and_an_active_one_is_not() {
         world.pass(IDLE / 20);
         active_kernel.reads(&[Take(1)]);
         world.turn(&[readable(active)]);
-        assert!(world.reactor.sleep().is_some(), "somebody's deadline is ahead");
+        assert!(world.reactor.sleep(world.now).is_some(), "somebody's deadline is ahead");
     }
     assert!(idle.dropped());
     assert!(!active_kernel.dropped());
     assert_eq!(world.reactor.counters().idle, 1);
     world.pass(IDLE * 2);
     assert!(active_kernel.dropped());
-    assert_eq!(world.reactor.sleep(), None);
+    assert_eq!(world.reactor.sleep(world.now), None);
 }
 
 #[test]

@@ -6,6 +6,8 @@
 mod acceptor;
 mod echo;
 mod listener;
+#[cfg(test)]
+mod simulation;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -241,7 +243,7 @@ impl<A: Accept> Service<A> {
     pub fn sleep(&self, now: Instant) -> Option<Duration> {
         let until = |then: Instant| then.saturating_duration_since(now);
         let stats = self.stats.as_ref().map(|stats| until(stats.last + stats.every));
-        [self.reactor.sleep(), self.acceptor.sleep(now), self.deadline.map(until), stats].into_iter().flatten().min()
+        [self.reactor.sleep(now), self.acceptor.sleep(now), self.deadline.map(until), stats].into_iter().flatten().min()
     }
 
     /// Stops: no more connections, and those there are are closed once they have been sent what they are owed.

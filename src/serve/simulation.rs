@@ -1,0 +1,623 @@
+//! The whole service in a simulated network: scripted sockets, a scripted poll, a clock of its own, all decided by a
+//! seed.
+//!
+//! The network is a model of Linux's: an edge when bytes, an end or a reset arrive, and when a send buffer that was
+//! found full has a third of it free again; events that tell what is so when they are taken, and may be stale by the
+//! time they are seen. What it promises is checked after every turn, and a seed that breaks a promise is printed:
+//! `ECHOLOOP_SEED=... cargo test simulat` plays it again.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::env;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use mio::Token;
+use rustix::io::Errno;
+
+use super::acceptor::{self, Accept};
+use super::{Config, Service};
+use crate::reactor::{LINGER, Readiness, Settings, Stream};
+
+/// Connections that a simulated peer population may have open at once.
+const POPULATION: usize = 12;
+
+/// Turns in which the network does as it likes, before it becomes willing.
+const STORM: usize = 120;
+
+/// What was done to the service, over all seeds.
+#[derive(Debug, Default)]
+struct Tally {
+    seeds: u64,
+    turns: u64,
+    connections: u64,
+    bytes: u64,
+    partial_sends: u64,
+    would_blocks: u64,
+    interrupts: u64,
+    resets: u64,
+    half_closes: u64,
+    vanished: u64,
+    accept_failures: u64,
+    stale_events: u64,
+    idle_closes: u64,
+    stops: u64,
+}
+
+/// One connection, as the kernel and the peer have it.
+#[derive(Default)]
+struct Wire {
+    number: u64,
+    /// Bytes that the peer has sent, that the server has read, that it has sent back, that the peer has received.
+    sent: u64,
+    read: u64,
+    echoed: u64,
+    received: u64,
+    /// The sizes of the kernel's buffers.
+    receive_buffer: u64,
+    send_buffer: u64,
+    /// The peer has closed its side; has reset the connection; will do nothing more.
+    ended: bool,
+    reset: bool,
+    vanished: bool,
+    /// The server has seen the end; has closed its side; has closed the socket.
+    end_read: bool,
+    shut: bool,
+    closed: bool,
+    /// Its key in the service; the poll has something to tell about it; a send found the buffer full.
+    token: Option<Token>,
+    armed: bool,
+    no_space: bool,
+    /// When a byte last moved between the server and its socket.
+    moved_at: Option<Instant>,
+}
+
+impl Wire {
+    fn unread(&self) -> u64 {
+        self.sent - self.read
+    }
+
+    fn free(&self) -> u64 {
+        self.send_buffer - (self.echoed - self.received)
+    }
+
+    fn is_open(&self) -> bool {
+        self.token.is_some() && !self.closed
+    }
+
+    fn send(&mut self, count: u64) {
+        let count = count.min(self.receive_buffer - self.unread());
+        if count > 0 && !self.ended && !self.reset {
+            self.sent += count;
+            self.armed = true;
+        }
+    }
+
+    fn receive(&mut self, count: u64) {
+        self.received += count.min(self.echoed - self.received);
+        if self.no_space && self.free() * 3 >= self.send_buffer {
+            self.no_space = false;
+            self.armed = true;
+        }
+    }
+
+    fn end(&mut self) {
+        self.armed |= !self.ended && !self.reset;
+        self.ended = true;
+    }
+
+    fn reset(&mut self) {
+        self.armed |= !self.reset;
+        self.reset = true;
+    }
+
+    fn readiness(&self, token: Token) -> Readiness {
+        let gone = self.ended || self.reset;
+        Readiness {
+            token,
+            readable: gone || self.unread() > 0,
+            writable: self.reset || self.free() * 3 >= self.send_buffer,
+            read_closed: gone,
+        }
+    }
+}
+
+/// The bytes that all peers send, each from a place of its own: a block of a prime length, repeated. The terminator of
+/// the tests has a letter that is not among these, and begins with those that are.
+struct Pattern(Vec<u8>);
+
+impl Pattern {
+    const PERIOD: u64 = 65_521;
+
+    fn new(rng: &mut Rng) -> Self {
+        let block: Vec<u8> = (0..Self::PERIOD).map(|_| rng.choice(*b"bye\nBY\r-").unwrap()).collect();
+        let again = block.len() + Settings::default().read_size;
+        Pattern(block.into_iter().cycle().take(again).collect())
+    }
+
+    /// `length` bytes of a connection from `position` on; at most one read.
+    fn piece(&self, number: u64, position: u64, length: usize) -> &[u8] {
+        let at = ((number * 40_503 + position) % Self::PERIOD) as usize;
+        &self.0[at..at + length]
+    }
+}
+
+/// The kernel.
+struct Kernel {
+    rng: Rng,
+    pattern: Rc<Pattern>,
+    now: Instant,
+    wires: Vec<Wire>,
+    backlog: VecDeque<usize>,
+    listener_armed: bool,
+    listening: bool,
+    descriptors: usize,
+    /// Calls are interrupted, accepts fail, and bytes move while the server is in a call.
+    willing: bool,
+    tally: Tally,
+}
+
+impl Kernel {
+    fn open(&self) -> usize {
+        self.wires.iter().filter(|wire| wire.is_open()).count()
+    }
+
+    fn interrupts(&mut self) -> bool {
+        let interrupted = !self.willing && self.rng.u8(..) < 8;
+        self.tally.interrupts += u64::from(interrupted);
+        interrupted
+    }
+
+    fn races(&mut self) -> bool {
+        !self.willing && self.rng.u8(..) < 32
+    }
+}
+
+type Shared = Rc<RefCell<Kernel>>;
+
+/// The server's end of a connection.
+struct Socket {
+    kernel: Shared,
+    index: usize,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let wire = &mut self.kernel.borrow_mut().wires[self.index];
+        wire.closed = true;
+        wire.armed = false;
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let kernel = &mut *self.kernel.borrow_mut();
+        if kernel.interrupts() {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        let (races, now, more) = (kernel.races(), kernel.now, kernel.rng.u64(1..5000));
+        let wire = &mut kernel.wires[self.index];
+        if wire.reset {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
+        let count = wire.unread().min(into.len() as u64);
+        if count == 0 {
+            if wire.ended {
+                wire.end_read = true;
+                return Ok(0);
+            }
+            kernel.tally.would_blocks += 1;
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        into[..count as usize].copy_from_slice(kernel.pattern.piece(wire.number, wire.read, count as usize));
+        wire.read += count;
+        wire.moved_at = Some(now);
+        kernel.tally.bytes += count;
+        if races {
+            wire.send(more);
+        }
+        Ok(count as usize)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let kernel = &mut *self.kernel.borrow_mut();
+        if kernel.interrupts() {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        let (races, now, some) = (kernel.races(), kernel.now, kernel.rng.u64(1..5000));
+        let wire = &mut kernel.wires[self.index];
+        if wire.reset {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        assert!(!wire.shut, "it sends after its end");
+        let right = kernel.pattern.piece(wire.number, wire.echoed, bytes.len()) == bytes;
+        assert!(right, "what it sends is not what it read, from byte {} of connection {} on", wire.echoed, wire.number);
+        assert!(wire.echoed + bytes.len() as u64 <= wire.read, "it sends what it has not read");
+        let count = wire.free().min(bytes.len() as u64);
+        wire.echoed += count;
+        if count < bytes.len() as u64 {
+            wire.no_space = true;
+            kernel.tally.partial_sends += 1;
+        }
+        if count > 0 {
+            wire.moved_at = Some(now);
+        }
+        if races {
+            wire.receive(some);
+        }
+        if count == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(count as usize) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for Socket {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        let wire = &mut self.kernel.borrow_mut().wires[self.index];
+        if wire.reset {
+            return Err(ErrorKind::NotConnected.into());
+        }
+        wire.shut = true;
+        Ok(())
+    }
+
+    fn established(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
+}
+
+/// The listening socket.
+struct Listener(Shared);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut kernel = self.0.borrow_mut();
+        kernel.listening = false;
+        kernel.backlog.clear();
+    }
+}
+
+impl Accept for Listener {
+    type Stream = Socket;
+
+    fn accept(&mut self, token: Token) -> io::Result<(Socket, SocketAddr)> {
+        let kernel = &mut *self.0.borrow_mut();
+        if kernel.open() >= kernel.descriptors {
+            kernel.tally.accept_failures += 1;
+            return Err(Errno::MFILE.into());
+        }
+        if !kernel.willing && kernel.rng.u8(..) < 16 {
+            kernel.tally.accept_failures += 1;
+            let errors = [Errno::INTR, Errno::CONNABORTED, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+            return Err(kernel.rng.choice(errors).unwrap().into());
+        }
+        let index = kernel.backlog.pop_front().ok_or(ErrorKind::WouldBlock)?;
+        let wire = &mut kernel.wires[index];
+        wire.token = Some(token);
+        wire.armed = true;
+        wire.moved_at = Some(kernel.now);
+        Ok((Socket { kernel: self.0.clone(), index }, "127.0.0.1:1".parse().unwrap()))
+    }
+}
+
+/// The service, and the network around it.
+struct World {
+    kernel: Shared,
+    service: Service<Listener>,
+    config: Config,
+    max_connections: usize,
+    stopped: Option<Instant>,
+}
+
+impl World {
+    fn new(seed: u64, pattern: &Rc<Pattern>) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let config = Config {
+            terminator: rng.bool().then(|| b"by\n!".to_vec()),
+            idle_timeout: rng.bool().then(|| Duration::from_secs(rng.u64(1..20))),
+            drain_timeout: Duration::from_secs(rng.u64(0..10)),
+            ..Config::default()
+        };
+        let max_connections = rng.usize(1..=POPULATION);
+        let kernel = Rc::new(RefCell::new(Kernel {
+            descriptors: POPULATION,
+            rng,
+            pattern: pattern.clone(),
+            now: Instant::now(),
+            wires: Vec::new(),
+            backlog: VecDeque::new(),
+            listener_armed: false,
+            listening: true,
+            willing: false,
+            tally: Tally { seeds: 1, ..Tally::default() },
+        }));
+        let service = Service::new(&config, vec![Listener(kernel.clone())], max_connections);
+        World { kernel, service, config, max_connections, stopped: None }
+    }
+
+    /// The network does one thing, or none.
+    fn stir(&mut self) {
+        let kernel = &mut *self.kernel.borrow_mut();
+        let rng = &mut kernel.rng;
+        let present: Vec<usize> = (0..kernel.wires.len())
+            .filter(|&index| !kernel.wires[index].closed && !kernel.wires[index].vanished)
+            .collect();
+        let what = rng.u8(..100);
+        let count = 1 << rng.u32(..18);
+        let Some(&index) = present.get(rng.usize(..POPULATION)).filter(|_| what >= 10) else {
+            if kernel.listening && present.len() < POPULATION {
+                kernel.backlog.push_back(kernel.wires.len());
+                kernel.listener_armed = true;
+                kernel.tally.connections += 1;
+                kernel.wires.push(Wire {
+                    number: kernel.wires.len() as u64,
+                    receive_buffer: 1 << rng.u32(8..19),
+                    send_buffer: 1 << rng.u32(8..19),
+                    ..Wire::default()
+                });
+            }
+            return;
+        };
+        let wire = &mut kernel.wires[index];
+        match what {
+            10..50 => wire.send(rng.u64(1..=count)),
+            50..85 => wire.receive(rng.u64(1..=count)),
+            85..90 => {
+                wire.end();
+                kernel.tally.half_closes += 1;
+            }
+            90..92 => {
+                wire.reset();
+                kernel.tally.resets += 1;
+            }
+            92 => {
+                wire.vanished = true;
+                kernel.tally.vanished += 1;
+            }
+            93..96 => kernel.descriptors = rng.usize(..=POPULATION),
+            _ => kernel.now += Duration::from_millis(1 << rng.u32(..14)),
+        }
+    }
+
+    /// What the poll tells: some of what there is, and now and then something that is not so.
+    fn poll(&mut self) -> Vec<Readiness> {
+        let kernel = &mut *self.kernel.borrow_mut();
+        let mut ready = Vec::new();
+        if kernel.listening && std::mem::take(&mut kernel.listener_armed) {
+            ready.push(Readiness { token: acceptor::token(0), readable: true, writable: false, read_closed: false });
+        }
+        for wire in &mut kernel.wires {
+            // A poll's list of events may be full; the rest is told by the next one.
+            if let Some(token) = wire.token
+                && wire.armed
+                && (kernel.willing || kernel.rng.u8(..) < 192)
+            {
+                wire.armed = false;
+                ready.push(wire.readiness(token));
+            }
+        }
+        if !kernel.willing && kernel.rng.u8(..) < 64 {
+            kernel.tally.stale_events += 1;
+            let (token, bits) = (Token(kernel.rng.usize(..POPULATION)), kernel.rng.u8(..4));
+            ready.push(Readiness { token, readable: bits & 1 > 0, writable: bits & 2 > 0, read_closed: false });
+        }
+        kernel.rng.shuffle(&mut ready);
+        ready
+    }
+
+    fn turn(&mut self) {
+        let ready = self.poll();
+        let now = self.kernel.borrow().now;
+        let before = self.open_wires();
+        self.service.turn(now, ready);
+        self.kernel.borrow_mut().tally.turns += 1;
+        self.check(now, &before);
+    }
+
+    fn open_wires(&self) -> Vec<usize> {
+        let kernel = self.kernel.borrow();
+        (0..kernel.wires.len()).filter(|&index| kernel.wires[index].is_open()).collect()
+    }
+
+    /// What must hold after every turn.
+    fn check(&mut self, now: Instant, before: &[usize]) {
+        let kernel = &mut *self.kernel.borrow_mut();
+        assert_eq!(self.service.reactor.len(), kernel.open(), "each open socket has its connection, and no other");
+        assert!(kernel.open() <= self.max_connections);
+        // Memory is bounded by one read each, and nothing is held for who is gone.
+        let read_size = Settings::default().read_size as u64;
+        let owed = |wire: &Wire| wire.read - wire.echoed;
+        let held: u64 = kernel.wires.iter().filter(|wire| wire.is_open() && !wire.shut).map(owed).sum();
+        let waiting = self.service.reactor.waiting() as u64;
+        if self.stopped.is_none() {
+            // A beginning of the terminator is echoed when it has arrived, so all that is owed waits.
+            assert_eq!(waiting, held, "what was read and not echoed is what waits");
+            assert!(kernel.wires.iter().filter(|wire| wire.is_open()).all(|wire| owed(wire) <= read_size));
+        }
+        assert!(waiting <= kernel.open() as u64 * read_size);
+        // Nobody is closed without a reason.
+        for &index in before {
+            let wire = &kernel.wires[index];
+            if !wire.closed || wire.reset || self.stopped.is_some() {
+                continue;
+            }
+            if wire.end_read {
+                assert_eq!(wire.echoed, wire.sent, "connection {} was closed before its echo was whole", wire.number);
+                continue;
+            }
+            let quiet = now - wire.moved_at.unwrap();
+            let idle = self.config.idle_timeout.is_some_and(|timeout| quiet + Duration::from_millis(1) >= timeout);
+            assert!(idle, "connection {} was closed after {quiet:?} of quiet", wire.number);
+            kernel.tally.idle_closes += 1;
+        }
+        let sleeps = self.service.sleep(now);
+        if sleeps != Some(Duration::ZERO) {
+            self.check_asleep(kernel, sleeps);
+        }
+    }
+
+    /// What must hold when the loop would sleep: whoever has something to do will be told of it.
+    fn check_asleep(&self, kernel: &Kernel, sleeps: Option<Duration>) {
+        for wire in kernel.wires.iter().filter(|wire| wire.is_open() && !wire.armed) {
+            let Wire { number, read, echoed, .. } = *wire;
+            assert!(!wire.reset, "connection {number} is reset, and nobody will see it");
+            let waits = self.stopped.is_none() && read > echoed;
+            if waits {
+                assert!(
+                    wire.no_space,
+                    "connection {number} has {} bytes to send, and no edge will come",
+                    read - echoed
+                );
+            } else if self.stopped.is_none() {
+                assert_eq!(wire.unread(), 0, "connection {number} has bytes to read, and no edge will come");
+                assert!(!wire.ended, "connection {number} has ended, and no edge will come");
+            }
+        }
+        if !kernel.backlog.is_empty() && !kernel.listener_armed {
+            let full = self.service.reactor.len() >= self.max_connections;
+            assert!(full || sleeps.is_some(), "somebody waits in the backlog, and nobody will look");
+        }
+    }
+
+    fn storm(&mut self) {
+        let turns = self.kernel.borrow_mut().rng.usize(1..STORM);
+        for _ in 0..turns {
+            let stirs = self.kernel.borrow_mut().rng.usize(..8);
+            for _ in 0..stirs {
+                self.stir();
+            }
+            if self.stopped.is_none() && self.kernel.borrow_mut().rng.u16(..) < 64 {
+                self.stop();
+            }
+            self.turn();
+        }
+    }
+
+    fn stop(&mut self) {
+        let now = self.kernel.borrow().now;
+        self.kernel.borrow_mut().tally.stops += 1;
+        self.stopped = Some(now);
+        self.service.stop(now);
+    }
+
+    /// The network becomes willing: errors end, peers read what there is, and close. Then nobody may be left.
+    fn calm(&mut self) {
+        {
+            let kernel = &mut *self.kernel.borrow_mut();
+            kernel.willing = true;
+            kernel.descriptors = usize::MAX;
+            for wire in kernel.wires.iter_mut().filter(|wire| wire.vanished) {
+                wire.reset();
+            }
+        }
+        for _ in 0..100_000 {
+            {
+                let kernel = &mut *self.kernel.borrow_mut();
+                for wire in kernel.wires.iter_mut().filter(|wire| !wire.closed) {
+                    wire.receive(u64::MAX);
+                    wire.end();
+                }
+            }
+            let now = self.kernel.borrow().now;
+            let armed = self.kernel.borrow().wires.iter().any(|wire| wire.armed && wire.is_open());
+            let armed = armed || self.kernel.borrow().listener_armed && self.kernel.borrow().listening;
+            match self.service.sleep(now) {
+                _ if self.service.reactor.is_empty() && self.kernel.borrow().backlog.is_empty() => {
+                    return self.finish();
+                }
+                Some(sleep) if !armed => self.kernel.borrow_mut().now += sleep,
+                None if !armed => panic!("the loop sleeps for ever, and connections are left"),
+                _ => {}
+            }
+            self.turn();
+        }
+        panic!("connections are left, and the loop spins");
+    }
+
+    fn finish(&mut self) {
+        let kernel = self.kernel.borrow();
+        assert_eq!(self.service.reactor.waiting(), 0, "nothing is held for who is gone");
+        assert_eq!(self.service.is_done(), self.stopped.is_some());
+        if let Some(stopped) = self.stopped {
+            let took = kernel.now - stopped;
+            let bound = self.config.drain_timeout + LINGER + Duration::from_millis(1 << 14);
+            assert!(took <= bound, "a stop took {took:?}, and may take {bound:?}");
+        }
+        let counters = self.service.summary().counters;
+        let ends = counters.finished + counters.failed + counters.idle + counters.stalled + counters.cut;
+        assert_eq!(counters.made, ends, "each connection that was made is accounted for");
+    }
+}
+
+fn simulate(seed: u64, pattern: &Rc<Pattern>, total: &mut Tally) {
+    let result = panic::catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(seed, pattern);
+        world.storm();
+        world.calm();
+        std::mem::take(&mut world.kernel.borrow_mut().tally)
+    }));
+    let tally = result.unwrap_or_else(|panic| {
+        eprintln!("play it again: ECHOLOOP_SEED={seed} cargo test simulat");
+        panic::resume_unwind(panic)
+    });
+    total.add(&tally);
+}
+
+impl Tally {
+    fn add(&mut self, other: &Tally) {
+        self.seeds += other.seeds;
+        self.turns += other.turns;
+        self.connections += other.connections;
+        self.bytes += other.bytes;
+        self.partial_sends += other.partial_sends;
+        self.would_blocks += other.would_blocks;
+        self.interrupts += other.interrupts;
+        self.resets += other.resets;
+        self.half_closes += other.half_closes;
+        self.vanished += other.vanished;
+        self.accept_failures += other.accept_failures;
+        self.stale_events += other.stale_events;
+        self.idle_closes += other.idle_closes;
+        self.stops += other.stops;
+    }
+}
+
+#[test]
+fn simulated_networks_find_nothing_lost_and_nobody_stuck() {
+    let (pattern, mut total) = (Rc::new(Pattern::new(&mut Rng::with_seed(0))), Tally::default());
+    if let Ok(seed) = env::var("ECHOLOOP_SEED") {
+        return simulate(seed.parse().expect("ECHOLOOP_SEED is a number"), &pattern, &mut total);
+    }
+    for seed in 0..3000 {
+        simulate(seed, &pattern, &mut total);
+    }
+    // A simulation in which nothing happens would find nothing.
+    let Tally { partial_sends, interrupts, resets, half_closes, vanished, accept_failures, .. } = total;
+    let Tally { stale_events, idle_closes, stops, would_blocks, .. } = total;
+    let faults = [partial_sends, interrupts, resets, half_closes, vanished, accept_failures];
+    assert!(
+        faults.iter().chain(&[stale_events, idle_closes, stops, would_blocks]).all(|&count| count > 100),
+        "{total:?}"
+    );
+}
+
+/// Runs for `ECHOLOOP_SECONDS` (60), from seeds that differ each time.
+#[test]
+#[ignore = "runs for as long as it is told"]
+fn simulated_networks_for_as_long_as_is_asked() {
+    let seconds = env::var("ECHOLOOP_SECONDS").map_or(60, |text| text.parse().expect("ECHOLOOP_SECONDS is a number"));
+    let (began, first) = (Instant::now(), fastrand::u64(..));
+    let (pattern, mut total) = (Rc::new(Pattern::new(&mut Rng::with_seed(0))), Tally::default());
+    while began.elapsed() < Duration::from_secs(seconds) {
+        simulate(first.wrapping_add(total.seeds), &pattern, &mut total);
+    }
+    println!("{total:#?}");
+}
