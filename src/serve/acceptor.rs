@@ -26,7 +26,7 @@ const ACCEPT_BUDGET: usize = 64;
 
 /// How long accepting pauses for want of descriptors, if no connection closes before. It doubles from the first to
 /// the second while the want lasts.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
 /// Episodes of pausing that begin sooner after the last report are not reported again: a server that is full and
 /// whose clients come and go would fill the log.

@@ -29,6 +29,8 @@ const POPULATION: usize = 12;
 /// Turns in which the network does as it likes, before it becomes willing.
 const STORM: usize = 120;
 
+const TERMINATOR: &[u8] = b"bye";
+
 /// What was done to the service, over all seeds.
 #[derive(Debug, Default)]
 struct Tally {
@@ -45,6 +47,7 @@ struct Tally {
     accept_failures: u64,
     stale_events: u64,
     idle_closes: u64,
+    farewells: u64,
     stops: u64,
 }
 
@@ -57,6 +60,8 @@ struct Wire {
     read: u64,
     echoed: u64,
     received: u64,
+    /// What it had read when the turn began.
+    read_before: u64,
     /// The sizes of the kernel's buffers.
     receive_buffer: u64,
     send_buffer: u64,
@@ -72,8 +77,11 @@ struct Wire {
     token: Option<Token>,
     armed: bool,
     no_space: bool,
-    /// When a byte last moved between the server and its socket.
+    /// When a byte last moved between the server and its socket, and when one did that was sent.
     moved_at: Option<Instant>,
+    sent_at: Option<Instant>,
+    /// When the server last found nothing to read, or no room to write.
+    blocked_at: Option<Instant>,
 }
 
 impl Wire {
@@ -126,8 +134,8 @@ impl Wire {
     }
 }
 
-/// The bytes that all peers send, each from a place of its own: a block of a prime length, repeated. The terminator of
-/// the tests has a letter that is not among these, and begins with those that are.
+/// The bytes that all peers send, each from a place of its own: a block of a prime length, repeated. It is full of
+/// newlines and beginnings of [`TERMINATOR`], which is in it as a message here and there.
 struct Pattern(Vec<u8>);
 
 impl Pattern {
@@ -156,6 +164,8 @@ struct Kernel {
     listener_armed: bool,
     listening: bool,
     descriptors: usize,
+    /// When the last accept was refused for want of something, and how many connections were open then.
+    refused: Option<(Instant, usize)>,
     /// Calls are interrupted, accepts fail, and bytes move while the server is in a call.
     willing: bool,
     tally: Tally,
@@ -210,6 +220,7 @@ impl Read for Socket {
                 wire.end_read = true;
                 return Ok(0);
             }
+            wire.blocked_at = Some(now);
             kernel.tally.would_blocks += 1;
             return Err(ErrorKind::WouldBlock.into());
         }
@@ -243,10 +254,12 @@ impl Write for Socket {
         wire.echoed += count;
         if count < bytes.len() as u64 {
             wire.no_space = true;
+            wire.blocked_at = Some(now);
             kernel.tally.partial_sends += 1;
         }
         if count > 0 {
             wire.moved_at = Some(now);
+            wire.sent_at = Some(now);
         }
         if races {
             wire.receive(some);
@@ -290,20 +303,30 @@ impl Accept for Listener {
 
     fn accept(&mut self, token: Token) -> io::Result<(Socket, SocketAddr)> {
         let kernel = &mut *self.0.borrow_mut();
-        if kernel.open() >= kernel.descriptors {
-            kernel.tally.accept_failures += 1;
-            return Err(Errno::MFILE.into());
+        let open = kernel.open();
+        if let Some((then, were_open)) = kernel.refused {
+            let pause = kernel.now - then;
+            assert!(pause >= acceptor::PAUSE.0 || open < were_open, "refused, it tries again after {pause:?}");
         }
-        if !kernel.willing && kernel.rng.u8(..) < 16 {
+        let error = if open >= kernel.descriptors {
+            Some(Errno::MFILE)
+        } else if !kernel.willing && kernel.rng.u8(..) < 16 {
+            kernel.rng.choice([Errno::INTR, Errno::CONNABORTED, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM])
+        } else {
+            None
+        };
+        let refused = error.is_some_and(|error| !matches!(error, Errno::INTR | Errno::CONNABORTED));
+        kernel.refused = refused.then_some((kernel.now, open));
+        if let Some(error) = error {
             kernel.tally.accept_failures += 1;
-            let errors = [Errno::INTR, Errno::CONNABORTED, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-            return Err(kernel.rng.choice(errors).unwrap().into());
+            return Err(error.into());
         }
         let index = kernel.backlog.pop_front().ok_or(ErrorKind::WouldBlock)?;
         let wire = &mut kernel.wires[index];
         wire.token = Some(token);
         wire.armed = true;
         wire.moved_at = Some(kernel.now);
+        wire.sent_at = Some(kernel.now);
         Ok((Socket { kernel: self.0.clone(), index }, "127.0.0.1:1".parse().unwrap()))
     }
 }
@@ -321,7 +344,8 @@ impl World {
     fn new(seed: u64, pattern: &Rc<Pattern>) -> Self {
         let mut rng = Rng::with_seed(seed);
         let config = Config {
-            terminator: rng.bool().then(|| b"by\n!".to_vec()),
+            terminator: rng.bool().then(|| TERMINATOR.to_vec()),
+            accept_limit: (rng.u8(..) < 32).then(|| rng.u64(1..30)),
             idle_timeout: rng.bool().then(|| Duration::from_secs(rng.u64(1..20))),
             drain_timeout: Duration::from_secs(rng.u64(0..10)),
             ..Config::default()
@@ -329,6 +353,7 @@ impl World {
         let max_connections = rng.usize(1..=POPULATION);
         let kernel = Rc::new(RefCell::new(Kernel {
             descriptors: POPULATION,
+            refused: None,
             rng,
             pattern: pattern.clone(),
             now: Instant::now(),
@@ -416,14 +441,16 @@ impl World {
     fn turn(&mut self) {
         let ready = self.poll();
         let now = self.kernel.borrow().now;
-        let before = self.open_wires();
+        let before = self.begin();
         self.service.turn(now, ready);
         self.kernel.borrow_mut().tally.turns += 1;
         self.check(now, &before);
     }
 
-    fn open_wires(&self) -> Vec<usize> {
-        let kernel = self.kernel.borrow();
+    /// Who is there when a turn begins.
+    fn begin(&mut self) -> Vec<usize> {
+        let kernel = &mut *self.kernel.borrow_mut();
+        kernel.wires.iter_mut().for_each(|wire| wire.read_before = wire.read);
         (0..kernel.wires.len()).filter(|&index| kernel.wires[index].is_open()).collect()
     }
 
@@ -433,29 +460,45 @@ impl World {
         assert_eq!(self.service.reactor.len(), kernel.open(), "each open socket has its connection, and no other");
         assert!(kernel.open() <= self.max_connections);
         // Memory is bounded by one read each, and nothing is held for who is gone.
-        let read_size = Settings::default().read_size as u64;
+        let settings = Settings::default();
+        let read_size = settings.read_size as u64;
         let owed = |wire: &Wire| wire.read - wire.echoed;
         let held: u64 = kernel.wires.iter().filter(|wire| wire.is_open() && !wire.shut).map(owed).sum();
         let waiting = self.service.reactor.waiting() as u64;
-        if self.stopped.is_none() {
-            // A beginning of the terminator is echoed when it has arrived, so all that is owed waits.
+        if self.stopped.is_none() && self.config.terminator.is_none() {
             assert_eq!(waiting, held, "what was read and not echoed is what waits");
             assert!(kernel.wires.iter().filter(|wire| wire.is_open()).all(|wire| owed(wire) <= read_size));
         }
-        assert!(waiting <= kernel.open() as u64 * read_size);
+        // What comes after the terminator, or after a stop, is read and thrown away.
+        assert!(waiting <= held.min(kernel.open() as u64 * read_size));
         // Nobody is closed without a reason.
         for &index in before {
-            let wire = &kernel.wires[index];
-            if !wire.closed || wire.reset || self.stopped.is_some() {
+            let wire = &mut kernel.wires[index];
+            let (number, taken) = (wire.number, wire.read - wire.read_before);
+            let budget = (settings.read_budget + settings.read_size) as u64;
+            assert!(taken <= budget, "connection {number} was read {taken} bytes in one turn");
+            if wire.reset || self.stopped.is_some() {
                 continue;
             }
-            if wire.end_read {
-                assert_eq!(wire.echoed, wire.sent, "connection {} was closed before its echo was whole", wire.number);
+            let last = wire.echoed.min(5);
+            let last = kernel.pattern.piece(number, wire.echoed - last, last as usize);
+            let farewell = self.config.terminator.is_some() && last.trim_ascii_end().ends_with(TERMINATOR);
+            assert!(!wire.shut || farewell, "connection {number} was sent its end after {last:?}");
+            let whole = wire.echoed == wire.sent;
+            if !wire.closed || wire.end_read && (whole || farewell) {
+                kernel.tally.farewells += u64::from(wire.closed && !whole);
                 continue;
             }
-            let quiet = now - wire.moved_at.unwrap();
+            // What is read after the terminator is thrown away, and keeps nobody alive.
+            let moved_at = if self.config.terminator.is_some() { wire.sent_at } else { wire.moved_at };
+            let quiet = now - moved_at.unwrap();
+            if wire.shut {
+                assert!(quiet >= LINGER, "connection {number} was given {quiet:?} to end");
+                continue;
+            }
+            assert_eq!(wire.blocked_at, Some(now), "connection {number} was closed as idle, and was not asked");
             let idle = self.config.idle_timeout.is_some_and(|timeout| quiet + Duration::from_millis(1) >= timeout);
-            assert!(idle, "connection {} was closed after {quiet:?} of quiet", wire.number);
+            assert!(idle, "connection {number} was closed after {quiet:?} of quiet");
             kernel.tally.idle_closes += 1;
         }
         let sleeps = self.service.sleep(now);
@@ -469,14 +512,9 @@ impl World {
         for wire in kernel.wires.iter().filter(|wire| wire.is_open() && !wire.armed) {
             let Wire { number, read, echoed, .. } = *wire;
             assert!(!wire.reset, "connection {number} is reset, and nobody will see it");
-            let waits = self.stopped.is_none() && read > echoed;
-            if waits {
-                assert!(
-                    wire.no_space,
-                    "connection {number} has {} bytes to send, and no edge will come",
-                    read - echoed
-                );
-            } else if self.stopped.is_none() {
+            if read > echoed && !wire.shut {
+                assert!(wire.no_space, "connection {number} has bytes to send, and no edge will come");
+            } else {
                 assert_eq!(wire.unread(), 0, "connection {number} has bytes to read, and no edge will come");
                 assert!(!wire.ended, "connection {number} has ended, and no edge will come");
             }
@@ -545,7 +583,8 @@ impl World {
     fn finish(&mut self) {
         let kernel = self.kernel.borrow();
         assert_eq!(self.service.reactor.waiting(), 0, "nothing is held for who is gone");
-        assert_eq!(self.service.is_done(), self.stopped.is_some());
+        assert_eq!(self.service.is_done(), !kernel.listening);
+        assert!(self.stopped.is_none() || !kernel.listening);
         if let Some(stopped) = self.stopped {
             let took = kernel.now - stopped;
             let bound = self.config.drain_timeout + LINGER + Duration::from_millis(1 << 14);
@@ -586,6 +625,7 @@ impl Tally {
         self.accept_failures += other.accept_failures;
         self.stale_events += other.stale_events;
         self.idle_closes += other.idle_closes;
+        self.farewells += other.farewells;
         self.stops += other.stops;
     }
 }
@@ -601,10 +641,10 @@ fn simulated_networks_find_nothing_lost_and_nobody_stuck() {
     }
     // A simulation in which nothing happens would find nothing.
     let Tally { partial_sends, interrupts, resets, half_closes, vanished, accept_failures, .. } = total;
-    let Tally { stale_events, idle_closes, stops, would_blocks, .. } = total;
+    let Tally { stale_events, idle_closes, farewells, stops, would_blocks, .. } = total;
     let faults = [partial_sends, interrupts, resets, half_closes, vanished, accept_failures];
     assert!(
-        faults.iter().chain(&[stale_events, idle_closes, stops, would_blocks]).all(|&count| count > 100),
+        faults.iter().chain(&[stale_events, idle_closes, farewells, stops, would_blocks]).all(|&count| count > 100),
         "{total:?}"
     );
 }
