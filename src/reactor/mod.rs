@@ -358,8 +358,10 @@ where
 {
     slots: Slab<Slot<S, P::State>>,
     /// The ready queue: keys of connections that can make a step without waiting for an event, first come first
-    /// served. A key may outlive its connection; that is harmless, as a stale event is.
+    /// served, and each once in a turn.
     ready: VecDeque<u32>,
+    /// A connection was dropped while its key was in the ready queue.
+    orphaned: bool,
     /// The one buffer that all connections are read into: a round's bytes, the read that ends the round, and one more
     /// for a connection that has more.
     scratch: Box<[u8]>,
@@ -381,6 +383,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         Reactor {
             slots: Slab::new(),
             ready: VecDeque::new(),
+            orphaned: false,
             scratch: vec![0; ROUND + 2 * settings.read_size].into_boxed_slice(),
             arrivals: Vec::new(),
             protocol,
@@ -421,6 +424,10 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         connecting: bool,
         make: impl FnOnce(Token, &mut P) -> io::Result<(S, P::State)>,
     ) -> io::Result<Token> {
+        // A key that a connection has left behind in the ready queue must not become its successor's second one.
+        if std::mem::take(&mut self.orphaned) {
+            self.ready.retain(|&key| self.slots.contains(key as usize));
+        }
         let entry = self.slots.vacant_entry();
         let key = entry.key();
         let (socket, state) = make(Token(key), &mut self.protocol)?;
@@ -573,10 +580,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     /// next. `None`: there is nobody to serve.
     fn receive_first(&mut self, key: u32, at: usize) -> Option<Arrival> {
         let connection = &mut self.slots.get_mut(key as usize)?.connection;
-        // The queue may hold a key twice, for a connection that is gone and for its successor; served is it once.
-        if !std::mem::take(&mut connection.queued) {
-            return None;
-        }
+        connection.queued = false;
         if connection.has_work_before_receiving() || !connection.may_receive(P::FULL_DUPLEX) {
             return Some(Arrival { key, at, received: None });
         }
@@ -692,6 +696,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
 
     fn remove(&mut self, key: usize, reason: Reason) {
         let slot = self.slots.remove(key);
+        self.orphaned |= slot.connection.queued;
         let (count, cause): (_, &dyn std::fmt::Display) = match &reason {
             Reason::Finished => (&mut self.counters.finished, &"finished"),
             Reason::Failed(error) => (&mut self.counters.failed, error),

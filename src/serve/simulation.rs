@@ -62,6 +62,8 @@ struct Wire {
     received: u64,
     /// What it had read when the turn began.
     read_before: u64,
+    /// What it must have sent back by the end of the turn: a stop echoes once more what has arrived.
+    due: u64,
     /// The sizes of the kernel's buffers.
     receive_buffer: u64,
     send_buffer: u64,
@@ -376,16 +378,18 @@ impl World {
             .filter(|&index| !kernel.wires[index].closed && !kernel.wires[index].vanished)
             .collect();
         let what = rng.u8(..100);
-        let count = 1 << rng.u32(..18);
+        let count = 1 << rng.u32(..21);
         let Some(&index) = present.get(rng.usize(..POPULATION)).filter(|_| what >= 10) else {
             if kernel.listening && present.len() < POPULATION {
                 kernel.backlog.push_back(kernel.wires.len());
                 kernel.listener_armed = true;
                 kernel.tally.connections += 1;
+                // Now and then one that has more than a turn's budget on its way.
+                let largest = if rng.u8(..) < 32 { 21 } else { 18 };
                 kernel.wires.push(Wire {
                     number: kernel.wires.len() as u64,
-                    receive_buffer: 1 << rng.u32(8..19),
-                    send_buffer: 1 << rng.u32(8..19),
+                    receive_buffer: 1 << rng.u32(8..=largest),
+                    send_buffer: 1 << rng.u32(8..=largest),
                     ..Wire::default()
                 });
             }
@@ -459,6 +463,8 @@ impl World {
         let kernel = &mut *self.kernel.borrow_mut();
         assert_eq!(self.service.reactor.len(), kernel.open(), "each open socket has its connection, and no other");
         assert!(kernel.open() <= self.max_connections);
+        let overdue = self.stopped.is_some_and(|stopped| now >= stopped + self.config.drain_timeout);
+        assert!(!overdue || kernel.open() == 0, "the drain timeout has passed, and connections are left");
         // Memory is bounded by one read each, and nothing is held for who is gone.
         let settings = Settings::default();
         let read_size = settings.read_size as u64;
@@ -475,8 +481,11 @@ impl World {
         for &index in before {
             let wire = &mut kernel.wires[index];
             let (number, taken) = (wire.number, wire.read - wire.read_before);
-            let budget = (settings.read_budget + settings.read_size) as u64;
+            // Who seems idle is served once more before it is closed.
+            let services = 1 + u64::from(self.config.idle_timeout.is_some());
+            let budget = services * (settings.read_budget + settings.read_size) as u64;
             assert!(taken <= budget, "connection {number} was read {taken} bytes in one turn");
+            assert!(wire.reset || wire.echoed >= wire.due, "a stop left bytes of connection {number} unanswered");
             if wire.reset || self.stopped.is_some() {
                 continue;
             }
@@ -491,13 +500,14 @@ impl World {
             }
             // What is read after the terminator is thrown away, and keeps nobody alive.
             let moved_at = if self.config.terminator.is_some() { wire.sent_at } else { wire.moved_at };
-            let quiet = now - moved_at.unwrap();
+            // The reactor counts whole milliseconds.
+            let quiet = now - moved_at.unwrap() + Duration::from_millis(1);
             if wire.shut {
                 assert!(quiet >= LINGER, "connection {number} was given {quiet:?} to end");
                 continue;
             }
             assert_eq!(wire.blocked_at, Some(now), "connection {number} was closed as idle, and was not asked");
-            let idle = self.config.idle_timeout.is_some_and(|timeout| quiet + Duration::from_millis(1) >= timeout);
+            let idle = self.config.idle_timeout.is_some_and(|timeout| quiet >= timeout);
             assert!(idle, "connection {number} was closed after {quiet:?} of quiet");
             kernel.tally.idle_closes += 1;
         }
@@ -532,7 +542,7 @@ impl World {
             for _ in 0..stirs {
                 self.stir();
             }
-            if self.stopped.is_none() && self.kernel.borrow_mut().rng.u16(..) < 64 {
+            if self.stopped.is_none() && self.kernel.borrow_mut().rng.u16(..) < 512 {
                 self.stop();
             }
             self.turn();
@@ -540,26 +550,33 @@ impl World {
     }
 
     fn stop(&mut self) {
-        let now = self.kernel.borrow().now;
-        self.kernel.borrow_mut().tally.stops += 1;
+        let mut kernel = self.kernel.borrow_mut();
+        let now = kernel.now;
+        kernel.tally.stops += 1;
+        for wire in kernel.wires.iter_mut().filter(|wire| wire.is_open() && !wire.shut && wire.read == wire.echoed) {
+            wire.due = wire.echoed + wire.unread().min(wire.free()).min(1);
+        }
+        drop(kernel);
         self.stopped = Some(now);
         self.service.stop(now);
     }
 
-    /// The network becomes willing: errors end, peers read what there is, and close. Then nobody may be left.
+    /// The network becomes willing: errors end, peers read what there is, and close. Then nobody may be left. Peers that
+    /// have vanished do nothing still, unless only a word of theirs could end their connection.
     fn calm(&mut self) {
         {
             let kernel = &mut *self.kernel.borrow_mut();
             kernel.willing = true;
             kernel.descriptors = usize::MAX;
-            for wire in kernel.wires.iter_mut().filter(|wire| wire.vanished) {
+            let timed = self.stopped.is_some() || self.config.idle_timeout.is_some();
+            for wire in kernel.wires.iter_mut().filter(|wire| wire.vanished && !wire.shut && !timed) {
                 wire.reset();
             }
         }
         for _ in 0..100_000 {
             {
                 let kernel = &mut *self.kernel.borrow_mut();
-                for wire in kernel.wires.iter_mut().filter(|wire| !wire.closed) {
+                for wire in kernel.wires.iter_mut().filter(|wire| !wire.closed && !wire.vanished) {
                     wire.receive(u64::MAX);
                     wire.end();
                 }
@@ -585,11 +602,6 @@ impl World {
         assert_eq!(self.service.reactor.waiting(), 0, "nothing is held for who is gone");
         assert_eq!(self.service.is_done(), !kernel.listening);
         assert!(self.stopped.is_none() || !kernel.listening);
-        if let Some(stopped) = self.stopped {
-            let took = kernel.now - stopped;
-            let bound = self.config.drain_timeout + LINGER + Duration::from_millis(1 << 14);
-            assert!(took <= bound, "a stop took {took:?}, and may take {bound:?}");
-        }
         let counters = self.service.summary().counters;
         let ends = counters.finished + counters.failed + counters.idle + counters.stalled + counters.cut;
         assert_eq!(counters.made, ends, "each connection that was made is accounted for");
