@@ -9,10 +9,11 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use log::warn;
 use memchr::memchr;
 
+use super::printer::Printer;
 use crate::reactor::{Peer, Protocol, Stream};
 
 /// The most of a message that is kept to be printed in one piece, in bytes.
@@ -34,13 +35,13 @@ struct Rules {
 
 impl Echo {
     /// An echo that closes a connection after a message equal to `terminator` or after `limit` messages, and prints
-    /// messages to `print`.
-    pub fn new(terminator: Option<&[u8]>, limit: Option<u64>, print: Option<Box<dyn Write>>) -> Self {
-        if terminator.is_none() && limit.is_none() && print.is_none() {
+    /// messages with `printer`.
+    pub fn new(terminator: Option<&[u8]>, limit: Option<u64>, printer: Option<Printer>) -> Self {
+        if terminator.is_none() && limit.is_none() && printer.is_none() {
             return Echo { rules: None };
         }
         let terminator = terminator.map(|word| [word, b"\r"].concat());
-        Echo { rules: Some(Rules { terminator, limit, printer: print.map(Printer::new) }) }
+        Echo { rules: Some(Rules { terminator, limit, printer }) }
     }
 
     /// What is to be remembered about a new connection.
@@ -48,10 +49,17 @@ impl Echo {
         self.rules.as_ref().map(|_| Box::new(Messages::new(peer)))
     }
 
-    /// Writes out what has been printed. To be called once a turn.
+    /// Has written what was printed. To be called once a turn.
     pub fn flush(&mut self) {
         if let Some(Rules { printer: Some(printer), .. }) = &mut self.rules {
             printer.flush();
+        }
+    }
+
+    /// Waits until everything is printed, `timeout` at most.
+    pub fn finish(&mut self, timeout: Duration) {
+        if let Some(Rules { printer: Some(printer), .. }) = &mut self.rules {
+            printer.finish(timeout);
         }
     }
 }
@@ -172,7 +180,7 @@ impl Messages {
         if let Some(printer) = &mut rules.printer {
             for piece in bytes.chunks(PRINT_PIECE) {
                 if self.unprinted.len() + piece.len() > PRINT_PIECE {
-                    printer.print(self.peer, &self.unprinted, More::Follows);
+                    print(printer, self.peer, &self.unprinted, More::Follows);
                     self.unprinted.clear();
                 }
                 self.unprinted.extend_from_slice(piece);
@@ -195,7 +203,7 @@ impl Messages {
                 Some(without) if end == End::Newline => without,
                 _ => &message,
             };
-            printer.print(self.peer, message, More::None);
+            print(printer, self.peer, message, More::None);
         }
         is_terminator || rules.limit.is_some_and(|limit| self.count >= limit)
     }
@@ -208,42 +216,19 @@ enum More {
     Follows,
 }
 
-/// Prints messages, one a line. If its output goes away, it stops, and nothing else does.
-struct Printer {
-    out: Option<Box<dyn Write>>,
-}
-
-impl Printer {
-    fn new(out: Box<dyn Write>) -> Self {
-        Printer { out: Some(out) }
-    }
-
-    fn print(&mut self, peer: SocketAddr, message: &[u8], more: More) {
-        self.attempt(|out| {
-            write!(out, "{peer} ")?;
-            write_escaped(out, message)?;
-            // A backslash in the message is printed as two; so one alone at the end can only mean: more follows.
-            out.write_all(if more == More::Follows { b"\\\n" } else { b"\n" })
-        });
-    }
-
-    fn flush(&mut self) {
-        self.attempt(|out| out.flush());
-    }
-
-    fn attempt(&mut self, act: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
-        if let Some(out) = &mut self.out
-            && let Err(error) = act(out.as_mut())
-        {
-            warn!("messages are not printed any more: standard output: {error}");
-            self.out = None;
-        }
-    }
+/// Prints a message, or a piece of one, on a line.
+fn print(printer: &mut Printer, peer: SocketAddr, message: &[u8], more: More) {
+    printer.print(|out| {
+        write!(out, "{peer} ")?;
+        write_escaped(out, message)?;
+        // A backslash in the message is printed as two; so one alone at the end can only mean: more follows.
+        out.write_all(if more == More::Follows { b"\\\n" } else { b"\n" })
+    });
 }
 
 /// Writes a message so that it cannot harm a terminal and nothing in it is ambiguous: control characters, bytes that
 /// are not UTF-8, characters that change the direction of text, and the backslash itself are escaped.
-fn write_escaped(out: &mut dyn Write, message: &[u8]) -> io::Result<()> {
+fn write_escaped(out: &mut impl Write, message: &[u8]) -> io::Result<()> {
     for chunk in message.utf8_chunks() {
         let mut plain = chunk.valid();
         while let Some(at) = plain.find(needs_escape) {
@@ -274,16 +259,15 @@ fn needs_escape(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
-    use std::rc::Rc;
+    use std::sync::{Arc, Mutex};
 
     /// Something that can be written to and looked into.
     #[derive(Clone, Default)]
-    struct Shared(Rc<RefCell<Vec<u8>>>);
+    struct Shared(Arc<Mutex<Vec<u8>>>);
 
     impl Write for Shared {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.borrow_mut().write(bytes)
+            self.0.lock().unwrap().write(bytes)
         }
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
@@ -300,7 +284,7 @@ mod tests {
     impl Session {
         fn new(terminator: Option<&str>, limit: Option<u64>) -> Self {
             let printed = Shared::default();
-            let echo = Echo::new(terminator.map(str::as_bytes), limit, Some(Box::new(printed.clone())));
+            let echo = Echo::new(terminator.map(str::as_bytes), limit, Some(Printer::new(printed.clone()).unwrap()));
             let messages = Messages::new("127.0.0.1:1".parse().unwrap());
             Session { rules: echo.rules.unwrap(), messages, printed }
         }
@@ -314,8 +298,10 @@ mod tests {
             }
         }
 
-        fn printed(&self) -> String {
-            let text = String::from_utf8(self.printed.0.borrow().clone()).unwrap();
+        /// What was printed. Nothing is printed after it.
+        fn printed(&mut self) -> String {
+            self.rules.printer.as_mut().unwrap().finish(Duration::MAX);
+            let text = String::from_utf8(self.printed.0.lock().unwrap().clone()).unwrap();
             text.replace("127.0.0.1:1 ", "")
         }
     }
@@ -427,22 +413,5 @@ mod tests {
         let long = "x".repeat(PRINT_PIECE + 10);
         session.segment(&long);
         assert_eq!(session.printed(), format!("{}\\\n{}\n", &long[..PRINT_PIECE], &long[PRINT_PIECE..]));
-    }
-
-    #[test]
-    fn printing_stops_when_its_output_is_gone() {
-        struct Gone;
-        impl Write for Gone {
-            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let mut printer = Printer::new(Box::new(Gone));
-        printer.print("127.0.0.1:1".parse().unwrap(), b"x", More::None);
-        assert!(printer.out.is_none());
-        printer.flush();
     }
 }

@@ -6,13 +6,14 @@
 mod acceptor;
 mod echo;
 mod listener;
+mod printer;
 #[cfg(test)]
 mod simulation;
 mod stats;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ use crate::signals::{self, Request, StopSignals};
 use acceptor::{Accept, Acceptor};
 use echo::Echo;
 use listener::Listener;
+use printer::Printer;
 
 pub use listener::SocketOptions;
 pub use stats::Summary;
@@ -124,7 +126,8 @@ impl Server {
         if max_connections > room {
             warn!("but the limit on open files leaves room for {}: raise it (ulimit -n)", HumanCount(room as u64));
         }
-        let service = Service::new(config, listeners, max_connections);
+        let printer = if config.print { Some(Printer::new(io::stdout()).context("cannot print")?) } else { None };
+        let service = Service::new(config, listeners, max_connections, printer);
         Ok(Server { poller, signals, local_addrs, service })
     }
 
@@ -163,6 +166,7 @@ impl Server {
                 None => {}
             }
         }
+        self.service.finish();
         Ok(Ending::Stopped)
     }
 
@@ -183,7 +187,7 @@ fn show(limit: Option<u64>) -> String {
 }
 
 /// The server without the poll: its connections, its listeners, and when it stops.
-pub(crate) struct Service<A: Accept> {
+struct Service<A: Accept> {
     reactor: Reactor<A::Stream, Echo>,
     acceptor: Acceptor<A>,
     drain_timeout: Duration,
@@ -199,10 +203,9 @@ struct Stats {
 }
 
 impl<A: Accept> Service<A> {
-    /// Serves the connections of `listeners`, at most `max_connections` at once.
-    pub fn new(config: &Config, listeners: Vec<A>, max_connections: usize) -> Self {
-        let print = config.print.then(|| Box::new(BufWriter::new(io::stdout())) as Box<dyn Write>);
-        let echo = Echo::new(config.terminator.as_deref(), config.message_limit, print);
+    /// Serves the connections of `listeners`, at most `max_connections` at once. Messages are printed with `printer`.
+    pub fn new(config: &Config, listeners: Vec<A>, max_connections: usize, printer: Option<Printer>) -> Self {
+        let echo = Echo::new(config.terminator.as_deref(), config.message_limit, printer);
         let settings = Settings { idle_timeout: config.idle_timeout, ..Settings::default() };
         Service {
             reactor: Reactor::new(echo, settings),
@@ -251,6 +254,11 @@ impl<A: Accept> Service<A> {
         self.acceptor.close();
         self.reactor.drain();
         self.deadline = Some(now + self.drain_timeout);
+    }
+
+    /// Sees to it that what is left to be printed is printed, within the drain timeout.
+    fn finish(&mut self) {
+        self.reactor.protocol_mut().finish(self.drain_timeout);
     }
 
     /// Whether there is nothing left to do: no listener, no connection.

@@ -366,7 +366,7 @@ impl World {
             willing: false,
             tally: Tally { seeds: 1, ..Tally::default() },
         }));
-        let service = Service::new(&config, vec![Listener(kernel.clone())], max_connections);
+        let service = Service::new(&config, vec![Listener(kernel.clone())], max_connections, None);
         World { kernel, service, config, max_connections, stopped: None }
     }
 
@@ -465,6 +465,8 @@ impl World {
         assert!(kernel.open() <= self.max_connections);
         let overdue = self.stopped.is_some_and(|stopped| now >= stopped + self.config.drain_timeout);
         assert!(!overdue || kernel.open() == 0, "the drain timeout has passed, and connections are left");
+        let resumes = kernel.refused.is_some_and(|(_, were_open)| kernel.open() < were_open);
+        assert!(!resumes || !kernel.listening, "a connection has closed, and accepting was not tried again");
         // Memory is bounded by one read each, and nothing is held for who is gone.
         let settings = Settings::default();
         let read_size = settings.read_size as u64;
@@ -486,7 +488,11 @@ impl World {
             let budget = services * (settings.read_budget + settings.read_size) as u64;
             assert!(taken <= budget, "connection {number} was read {taken} bytes in one turn");
             assert!(wire.reset || wire.echoed >= wire.due, "a stop left bytes of connection {number} unanswered");
-            if wire.reset || self.stopped.is_some() {
+            if wire.reset {
+                continue;
+            }
+            if self.stopped.is_some() {
+                assert!(wire.closed || wire.shut || owed(wire) > 0, "connection {number} is not told of the stop");
                 continue;
             }
             let last = wire.echoed.min(5);

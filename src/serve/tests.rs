@@ -121,7 +121,7 @@ struct World {
 impl World {
     fn new(config: Config, max_connections: usize) -> Self {
         let door = Door::default();
-        let service = Service::new(&config, vec![door.clone()], max_connections);
+        let service = Service::new(&config, vec![door.clone()], max_connections, None);
         World { service, door, now: Instant::now() }
     }
 
@@ -269,7 +269,7 @@ fn the_accept_limit_ends_listening_and_then_the_service() {
 #[test]
 fn one_listener_does_not_take_every_place() {
     let doors = [Door::default(), Door::default()];
-    let mut service = Service::new(&Config::default(), doors.to_vec(), 1);
+    let mut service = Service::new(&Config::default(), doors.to_vec(), 1, None);
     let now = Instant::now();
     doors[0].queue(100);
     doors[1].queue(100);
