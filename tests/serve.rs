@@ -82,11 +82,6 @@ fn a_half_close_with_100_mib_in_flight_gets_all_of_them() {
     assert!(server.stop().contains("100.0 MiB in, 100.0 MiB out"));
 }
 
-/// Closes with a reset.
-fn reset(peer: TcpStream) {
-    socket2::Socket::from(peer).set_linger(Some(Duration::ZERO)).unwrap();
-}
-
 #[test]
 fn a_reset_in_mid_write_ends_that_connection_alone() {
     let mut server = Server::start(&["-vv"]);

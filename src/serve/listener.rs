@@ -55,6 +55,9 @@ impl Listener {
             socket.set_only_v6(true)?;
         }
         socket.set_tcp_nodelay(!options.nagle)?;
+        // A peer that vanished, without a word from its kernel, is found out in the end: after two hours of silence,
+        // unless the system's settings say otherwise (tcp(7), on `tcp_keepalive_time`).
+        socket.set_keepalive(true)?;
         // Before listening, because the window scale is settled in the handshake (tcp(7)).
         if let Some(size) = options.recv_buffer {
             socket.set_recv_buffer_size(size)?;
@@ -131,7 +134,7 @@ mod tests {
     #[test]
     fn connections_inherit_the_options_of_their_listener() {
         let socket = accepted(&SocketOptions::default());
-        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
         let options = SocketOptions {
             nagle: true,
             recv_buffer: Some(100_000),

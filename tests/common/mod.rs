@@ -89,9 +89,19 @@ impl Server {
         peers
     }
 
+    /// The number of its connections.
+    pub fn connections(&self) -> usize {
+        descriptors(self.pid()).saturating_sub(self.descriptors)
+    }
+
     /// Waits until it has so many connections.
     pub fn wait_for_connections(&self, count: usize) {
-        wait_until("connections", || descriptors(self.pid()) >= self.descriptors + count);
+        wait_until("connections", || self.connections() >= count);
+    }
+
+    /// Waits until it has no connection left.
+    pub fn wait_until_alone(&self) {
+        wait_until("the server has no connection left", || self.connections() == 0);
     }
 
     pub fn pid(&self) -> u32 {
@@ -116,6 +126,11 @@ impl Server {
         let mut line = String::new();
         self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
         line
+    }
+
+    /// What it prints from here on.
+    pub fn take_stdout(&mut self) -> BufReader<ChildStdout> {
+        self.stdout.take().unwrap()
     }
 
     /// Closes the reading end of its standard output.
@@ -196,6 +211,11 @@ pub fn dial(addr: SocketAddr) -> TcpStream {
 pub fn ping(peer: &mut TcpStream, bytes: &[u8]) {
     peer.write_all(bytes).unwrap();
     receive(peer, bytes);
+}
+
+/// Closes with a reset.
+pub fn reset(peer: TcpStream) {
+    socket2::Socket::from(peer).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 /// Receives `bytes`.
