@@ -119,6 +119,7 @@ impl Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn error(text: &str) -> AddressError {
         text.parse::<Address>().unwrap_err()
@@ -153,5 +154,20 @@ mod tests {
     fn numbers_resolve_to_themselves() {
         let address: Address = "[::1]:7777".parse().unwrap();
         assert_eq!(address.resolve().unwrap(), ["[::1]:7777".parse().unwrap()]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_an_address_prints_back_to_the_same(text in "\\PC*|[a-z0-9.:%\\[\\]]*:[0-9]{1,6}|\\[[0-9a-f:%]*\\]:[0-9]+") {
+            if let Ok(address) = text.parse::<Address>() {
+                prop_assert_eq!(address.to_string().parse(), Ok(address));
+            }
+        }
+
+        #[test]
+        fn every_socket_address_is_one(address in any::<SocketAddr>()) {
+            let parsed: Address = address.to_string().parse().unwrap();
+            prop_assert_eq!(parsed.to_string(), address.to_string());
+        }
     }
 }

@@ -113,7 +113,8 @@ pub struct Serve {
     once: bool,
 
     /// Print each message with its peer's address on standard output. Control characters and bytes that are not
-    /// UTF-8 are escaped; a line that ends in a single \ is continued
+    /// UTF-8 are escaped; a line that ends in a single \ is continued. What a slow reader leaves unread is left out,
+    /// beyond 2 MiB
     #[arg(long)]
     print: bool,
 
@@ -475,6 +476,7 @@ fn word(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -515,6 +517,83 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(flag), "{text}");
             assert!(text.contains(&format!("'{value}'")) || value.is_empty(), "{text}");
+        }
+    }
+
+    const SERVE: [&str; 12] = [
+        "--terminator",
+        "--message-limit",
+        "--accept-limit",
+        "--max-connections",
+        "--idle-timeout",
+        "--drain-timeout",
+        "--backlog",
+        "--recv-buffer",
+        "--send-buffer",
+        "--busy-poll",
+        "--stats-interval",
+        "--",
+    ];
+
+    const BENCH: [&str; 17] = [
+        "--connections",
+        "--idle",
+        "--connect-rate",
+        "--size",
+        "--depth",
+        "--rate",
+        "--duration",
+        "--messages",
+        "--warm-up",
+        "--find-rate",
+        "--reconnect",
+        "--source",
+        "--timeout",
+        "--seed",
+        "--busy-poll",
+        "--watch-pid",
+        "--fail-if",
+    ];
+
+    proptest! {
+        #[test]
+        fn whatever_is_given_to_a_flag_is_taken_or_named(
+            (command, flag) in prop::sample::select(
+                [SERVE.map(|flag| ("serve", flag)).as_slice(), BENCH.map(|flag| ("bench", flag)).as_slice()].concat()
+            ),
+            value in "\\PC+|-?[0-9]{1,25}(\\.[0-9]{1,3})?(|e[0-9]{1,4}|s|ms|years|k|KiB|EiB)|[0-9]{1,9}\\.\\.[0-9]{1,12}",
+        ) {
+            let argument = if flag == "--" { value.clone() } else { format!("{flag}={value}") };
+            prop_assume!(flag != "--" || !value.starts_with('-'));
+            if let Err(error) = Cli::try_parse_from(["echoloop", command, &argument]) {
+                let text = error.to_string();
+                prop_assert!(text.contains(&format!("'{value}'")), "{value:?}: {text}");
+                prop_assert!(text.contains(if flag == "--" { "ADDR" } else { flag }), "{text}");
+            }
+        }
+
+        #[test]
+        fn durations_print_back_to_the_same(text in "([0-9]{1,6} ?(ns|us|ms|s|m|h|days) ?){1,4}") {
+            if let Ok(parsed) = duration(&text) {
+                prop_assert_eq!(duration(&humantime::format_duration(parsed).to_string()), Ok(parsed));
+            }
+        }
+
+        #[test]
+        fn sizes_print_back_to_the_same(text in "[0-9]{1,12}(\\.[0-9]{1,3})? ?(|B|k|kB|KiB|M|MiB|G|GiB|TB|PiB|EiB)") {
+            if let Ok(parsed) = buffer_size(&text) {
+                prop_assert_eq!(buffer_size(&parsed.to_string()), Ok(parsed));
+            }
+            if let Ok((smallest, largest)) = message_size(&text) {
+                prop_assert_eq!(message_size(&format!("{smallest}..{largest}")), Ok((smallest, largest)));
+            }
+        }
+
+        #[test]
+        fn rates_print_back_to_the_same(text in "[0-9.]{1,12}(e-?[0-9]{1,2})?") {
+            if let Ok(parsed) = positive_rate(&text) {
+                prop_assert_eq!(positive_rate(&parsed.to_string()), Ok(parsed));
+            }
         }
     }
 }

@@ -29,6 +29,7 @@
 //! | a reset can come at any call | `Reactor::step`: every error ends that connection alone |
 //! | `accept` may fail for want of descriptors, and who waits raises no new edge | `serve/acceptor.rs` |
 //! | slab keys are reused, events are hints | [`reactor::Reactor::turn`], `Connection::mark` |
+//! | standard output cannot be made non-blocking for one program alone | `serve/printer.rs` |
 //! | registering costs a system call | [`reactor::Poller::interest`]: once, for life |
 
 pub mod address;

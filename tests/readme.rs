@@ -67,9 +67,17 @@ fn every_option_is_explained_and_none_that_is_not() {
 }
 
 #[test]
-fn the_files_it_points_to_exist() {
+fn what_it_points_to_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let headings: Vec<_> = README
+        .lines()
+        .filter_map(|line| line.strip_prefix('#'))
+        .map(|heading| heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-"))
+        .collect();
     for link in README.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-        assert!(link.starts_with("https://") || root.join(link).exists(), "{link}");
+        match link.strip_prefix('#') {
+            Some(anchor) => assert!(headings.iter().any(|heading| heading == anchor), "{link}"),
+            None => assert!(link.starts_with("https://") || root.join(link).exists(), "{link}"),
+        }
     }
 }

@@ -243,8 +243,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_refused(text in "\\PC*") {
-            let _ = text.parse::<Criterion>();
+        fn any_text_is_read_or_refused(text in "\\PC*|(p[0-9.]{1,6}|max|rate|errors)[<>=]{1,2}[0-9.e-]{1,9}(ns|us|ms|s|h)?") {
+            if let Ok(criterion) = text.parse::<Criterion>() {
+                prop_assert_eq!(criterion.to_string().parse(), Ok(criterion));
+            }
         }
 
         #[test]

@@ -198,8 +198,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_refused(text in "[0-9a-f.:,-]*") {
-            let _ = text.parse::<Sources>();
+        fn any_text_is_read_or_refused(text in "[0-9a-f.:,-]*|127\\.0\\.0\\.[0-9]{1,3}(-127\\.0\\.[0-9]\\.[0-9]{1,3})?(,[0-9a-f]{0,4}::[0-9a-f]{0,3})*") {
+            if let Ok(sources) = text.parse::<Sources>() {
+                let again = sources.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+                prop_assert_eq!(again.parse(), Ok(sources));
+            }
         }
     }
 }

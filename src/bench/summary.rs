@@ -327,7 +327,7 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// If it is no run of a version that is understood, or one of its histograms is damaged.
+    /// If it is no run of a version that is understood, or one of its figures or histograms cannot be.
     pub fn parse(text: &str) -> anyhow::Result<Run> {
         #[derive(Deserialize)]
         struct Marks {
@@ -337,6 +337,7 @@ impl Run {
         let marks: Marks = serde_json::from_str(text)?;
         ensure!(marks.schema == SCHEMA, "its schema is {:?}, and not {SCHEMA:?}", marks.schema);
         ensure!(marks.version == VERSION, "its version is {}, and this program reads {VERSION}", marks.version);
+        check_figures(&serde_json::from_str(text)?)?;
         let run: Run = serde_json::from_str(text)?;
         for latency in run.latencies() {
             latency.decode()?;
@@ -396,6 +397,29 @@ fn ensure_same_test(first: &Run, other: &Run) -> anyhow::Result<()> {
         first.search.is_none() && other.search.is_none(),
         "searches for a rate cannot be merged: each of them found a rate of its own"
     );
+    Ok(())
+}
+
+/// The largest figure that is believed: up to here JSON's numbers are exact in every language (RFC 8259, section 6),
+/// and sums of thousands of them do not overflow.
+const LARGEST_FIGURE: f64 = 9_007_199_254_740_992.0;
+
+/// Refuses figures that no run has.
+fn check_figures(json: &serde_json::Value) -> anyhow::Result<()> {
+    match json {
+        serde_json::Value::Object(fields) => {
+            // A seed is no figure, but any number.
+            for (name, value) in fields.iter().filter(|(name, _)| *name != "seed") {
+                check_figures(value).with_context(|| name.clone())?;
+            }
+        }
+        serde_json::Value::Array(values) => values.iter().try_for_each(check_figures)?,
+        serde_json::Value::Number(number) => {
+            let plausible = number.as_f64().is_some_and(|number| (0.0..=LARGEST_FIGURE).contains(&number));
+            ensure!(plausible, "{number} cannot be");
+        }
+        _ => {}
+    }
     Ok(())
 }
 
@@ -519,7 +543,7 @@ impl Host {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::bench::latency;
+    use crate::bench::{Criterion, latency, report};
     use proptest::prelude::*;
 
     pub fn latency_of(samples: &[u64]) -> Latency {
@@ -610,6 +634,9 @@ pub(super) mod tests {
         let mut run = sample("one", &[1_000_000]);
         run.timeline[0].response.histogram.truncate(10);
         assert!(error(&run).contains("histogram"));
+        let text = serde_json::to_string(&sample("one", &[1_000_000])).unwrap();
+        let error = Run::parse(&text.replace("\"warm_up\":1.0", "\"warm_up\":-1.0")).unwrap_err();
+        assert_eq!(format!("{error:#}"), "config: warm_up: -1.0 cannot be");
         assert!(Run::parse("{}").unwrap_err().to_string().contains("schema"));
         assert!(Run::parse("").is_err());
     }
@@ -635,6 +662,33 @@ pub(super) mod tests {
         assert!(Run::merge(&[]).is_err());
     }
 
+    /// All values that have none in them.
+    fn find_leaves<'a>(value: &'a mut serde_json::Value, leaves: &mut Vec<&'a mut serde_json::Value>) {
+        match value {
+            serde_json::Value::Object(fields) => fields.values_mut().for_each(|value| find_leaves(value, leaves)),
+            serde_json::Value::Array(values) => {
+                values.iter_mut().for_each(|value| find_leaves(value, leaves));
+            }
+            leaf => leaves.push(leaf),
+        }
+    }
+
+    /// What is read is written as it was, and can be reported, merged and judged; what is refused is told why.
+    fn check(text: &str) -> Result<(), TestCaseError> {
+        match Run::parse(text) {
+            Ok(run) => {
+                prop_assert_eq!(&Run::parse(&serde_json::to_string(&run).unwrap()).unwrap(), &run);
+                let _ = report::text(&run);
+                report::comparison(&[run.clone(), run.clone()]);
+                let _ = report::html::page(std::slice::from_ref(&run));
+                let _ = "p99>1ms".parse::<Criterion>().unwrap().judge_run(&run);
+                let _ = Run::merge(&[run.clone(), run]);
+            }
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn damaged_json_is_refused_without_a_panic(at in 0usize..4000, byte in any::<u8>()) {
@@ -642,8 +696,21 @@ pub(super) mod tests {
             let at = at % text.len();
             text[at] = byte;
             if let Ok(text) = String::from_utf8(text) {
-                let _ = Run::parse(&text);
+                check(&text)?;
             }
+        }
+
+        #[test]
+        fn a_figure_that_cannot_be_is_refused_or_reported_without_a_panic(
+            at in any::<prop::sample::Index>(),
+            figure in prop::sample::select(vec!["0", "-1", "0.5", "1e308", "18446744073709551615", "\"\"", "null", "[]"]),
+        ) {
+            let mut json = serde_json::to_value(sample("one", &[1_000_000, 3_000_000])).unwrap();
+            let mut leaves = Vec::new();
+            find_leaves(&mut json, &mut leaves);
+            let leaf = at.index(leaves.len());
+            *leaves[leaf] = serde_json::from_str(figure).unwrap();
+            check(&json.to_string())?;
         }
     }
 }

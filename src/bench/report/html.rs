@@ -19,7 +19,7 @@ const STYLE: &str = include_str!("style.css");
 /// # Errors
 ///
 /// If a run's histogram is damaged, or a chart cannot be drawn.
-pub(super) fn page(runs: &[Run]) -> anyhow::Result<String> {
+pub(in crate::bench) fn page(runs: &[Run]) -> anyhow::Result<String> {
     let title = match runs {
         [run] => run.name.clone(),
         runs => format!("{} runs", runs.len()),

@@ -2,7 +2,7 @@
 
 mod charts;
 mod files;
-mod html;
+pub(super) mod html;
 mod text;
 
 use std::time::{Duration, SystemTime};
