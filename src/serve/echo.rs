@@ -20,7 +20,7 @@ use crate::reactor::{Peer, Protocol, Stream};
 const PRINT_PIECE: usize = 64 * 1024;
 
 /// The echo protocol.
-pub(super) struct Echo {
+pub struct Echo {
     rules: Option<Rules>,
 }
 
@@ -34,9 +34,13 @@ struct Rules {
 }
 
 impl Echo {
-    /// An echo that closes a connection after a message equal to `terminator` or after `limit` messages, and prints
-    /// messages with `printer`.
-    pub fn new(terminator: Option<&[u8]>, limit: Option<u64>, printer: Option<Printer>) -> Self {
+    /// An echo that closes a connection after a message equal to `terminator` or after `limit` messages.
+    pub fn new(terminator: Option<&[u8]>, limit: Option<u64>) -> Self {
+        Echo::printing(terminator, limit, None)
+    }
+
+    /// The same, and messages are printed with `printer`.
+    pub(super) fn printing(terminator: Option<&[u8]>, limit: Option<u64>, printer: Option<Printer>) -> Self {
         if terminator.is_none() && limit.is_none() && printer.is_none() {
             return Echo { rules: None };
         }
@@ -50,14 +54,14 @@ impl Echo {
     }
 
     /// Has written what was printed. To be called once a turn.
-    pub fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         if let Some(Rules { printer: Some(printer), .. }) = &mut self.rules {
             printer.flush();
         }
     }
 
     /// Waits until everything is printed, `timeout` at most.
-    pub fn finish(&mut self, timeout: Duration) {
+    pub(super) fn finish(&mut self, timeout: Duration) {
         if let Some(Rules { printer: Some(printer), .. }) = &mut self.rules {
             printer.finish(timeout);
         }
@@ -127,7 +131,7 @@ enum End {
 
 /// The messages of one connection: how many there have been, and what is known of the pending one. Only its length
 /// and whether it can still be the terminator; a message of a gigabyte takes no more room than an empty one.
-pub(super) struct Messages {
+pub struct Messages {
     peer: SocketAddr,
     count: u64,
     pending: Pending,
@@ -284,7 +288,8 @@ mod tests {
     impl Session {
         fn new(terminator: Option<&str>, limit: Option<u64>) -> Self {
             let printed = Shared::default();
-            let echo = Echo::new(terminator.map(str::as_bytes), limit, Some(Printer::new(printed.clone()).unwrap()));
+            let echo =
+                Echo::printing(terminator.map(str::as_bytes), limit, Some(Printer::new(printed.clone()).unwrap()));
             let messages = Messages::new("127.0.0.1:1".parse().unwrap());
             Session { rules: echo.rules.unwrap(), messages, printed }
         }

@@ -27,10 +27,10 @@ use crate::limits;
 use crate::reactor::{Counters, Poller, Reactor, Readiness, Settings};
 use crate::signals::{self, Request, StopSignals};
 use acceptor::{Accept, Acceptor};
-use echo::Echo;
 use listener::Listener;
 use printer::Printer;
 
+pub use echo::{Echo, Messages};
 pub use listener::SocketOptions;
 pub use stats::Summary;
 
@@ -205,7 +205,7 @@ struct Stats {
 impl<A: Accept> Service<A> {
     /// Serves the connections of `listeners`, at most `max_connections` at once. Messages are printed with `printer`.
     pub fn new(config: &Config, listeners: Vec<A>, max_connections: usize, printer: Option<Printer>) -> Self {
-        let echo = Echo::new(config.terminator.as_deref(), config.message_limit, printer);
+        let echo = Echo::printing(config.terminator.as_deref(), config.message_limit, printer);
         let settings = Settings { idle_timeout: config.idle_timeout, ..Settings::default() };
         Service {
             reactor: Reactor::new(echo, settings),
