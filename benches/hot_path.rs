@@ -9,6 +9,7 @@ use std::time::Instant;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use echoloop::reactor::{Reactor, Readiness, Settings, Stream};
 use echoloop::serve::Echo;
+use echoloop::socket::Origin;
 use mio::Token;
 
 /// Lines without the terminator, as long as a read.
@@ -70,9 +71,9 @@ type Loop<const ARRIVE: u32, const TAKE: u32> = Reactor<Socket<ARRIVE, TAKE>, Ec
 /// A reactor with so many connections.
 fn reactor<const ARRIVE: u32, const TAKE: u32>(connections: usize, terminator: Option<&[u8]>) -> Loop<ARRIVE, TAKE> {
     let mut reactor = Reactor::new(Echo::new(terminator, None), Settings::default());
+    let now = Instant::now();
     for _ in 0..connections {
-        let peer = "127.0.0.1:1".parse().unwrap();
-        reactor.open(|_, echo: &mut Echo| Ok((Socket { unread: ARRIVE }, echo.state(peer)))).unwrap();
+        reactor.open(|_, echo: &mut Echo| Ok((Socket { unread: ARRIVE }, echo.state(Origin::Unix, now)))).unwrap();
     }
     reactor
 }
@@ -104,7 +105,7 @@ fn messages(c: &mut Criterion) {
         b.iter(|| {
             partial.turn(now, [READABLE]);
             (0..3).for_each(|_| partial.turn(now, [WRITABLE]));
-            assert_eq!(partial.waiting(), 0);
+            assert_eq!(partial.counters().waiting, 0);
         });
     });
     let mut lines = reactor::<65_535, EVERYTHING>(1, Some(b"bye"));

@@ -1,4 +1,4 @@
-//! Addresses as users write them: `HOST:PORT` and `[IPV6]:PORT`.
+//! Addresses as users write them: `HOST:PORT`, `tcp:HOST:PORT`, `udp:HOST:PORT` and `unix:PATH`.
 //!
 //! Parsing is kept apart from resolving: what cannot be an address is a mistake on the command line, and a name that
 //! does not resolve is a failure at run time.
@@ -6,16 +6,39 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// The address that servers listen on and clients dial, unless told otherwise.
 pub const DEFAULT: &str = "127.0.0.1:7777";
 
+/// A kind of socket and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A stream over TCP.
+    Tcp(Host),
+    /// Datagrams over UDP.
+    Udp(Host),
+    /// A stream within this machine, over the socket file with this path (unix(7)).
+    Unix(PathBuf),
+}
+
 /// A host, by name or by number, and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address {
+pub struct Host {
     host: String,
     port: u16,
+}
+
+/// An [`Address`] in numbers: what a socket can be bound or connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A stream over TCP.
+    Tcp(SocketAddr),
+    /// Datagrams over UDP.
+    Udp(SocketAddr),
+    /// A stream over the socket file with this path.
+    Unix(PathBuf),
 }
 
 /// Why a text is not an address.
@@ -29,13 +52,15 @@ pub enum AddressError {
     Brackets,
     /// A character that is in no host name.
     Host(String),
+    /// A path that no socket file can have, and why.
+    Path(String),
 }
 
 impl fmt::Display for AddressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AddressError::Port(port) if port.is_empty() => {
-                write!(f, "it has no port: write HOST:PORT, as in {DEFAULT}")
+                write!(f, "it has no port: write HOST:PORT, as in {DEFAULT}, or unix:PATH")
             }
             AddressError::Port(port) => write!(f, "{port:?} is not a port: a number from 0 to 65535"),
             AddressError::NoHost => {
@@ -43,6 +68,7 @@ impl fmt::Display for AddressError {
             }
             AddressError::Brackets => write!(f, "an IPv6 address goes into brackets, as in [::1]:7777"),
             AddressError::Host(host) => write!(f, "{host:?} is not a host name"),
+            AddressError::Path(cause) => write!(f, "it cannot be a socket file: {cause}"),
         }
     }
 }
@@ -50,6 +76,26 @@ impl fmt::Display for AddressError {
 impl std::error::Error for AddressError {}
 
 impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            // An empty name is Linux's way to ask for any; what is longer than sun_path has no address (unix(7)).
+            if path.is_empty() {
+                return Err(AddressError::Path("there is no path".to_owned()));
+            }
+            std::os::unix::net::SocketAddr::from_pathname(path)
+                .map_err(|error| AddressError::Path(error.to_string()))?;
+            return Ok(Address::Unix(path.into()));
+        }
+        match text.strip_prefix("udp:") {
+            Some(host) => host.parse().map(Address::Udp),
+            None => text.strip_prefix("tcp:").unwrap_or(text).parse().map(Address::Tcp),
+        }
+    }
+}
+
+impl FromStr for Host {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
@@ -81,11 +127,11 @@ impl FromStr for Address {
         let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
         let number = if digits { port.parse().ok() } else { None };
         let port = number.ok_or_else(|| AddressError::Port(port.to_owned()))?;
-        Ok(Address { host: host.to_owned(), port })
+        Ok(Host { host: host.to_owned(), port })
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
@@ -95,14 +141,46 @@ impl fmt::Display for Address {
     }
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // A host that is called like a kind of socket needs the prefix to be taken for a host.
+            Address::Tcp(host) if ["tcp", "udp", "unix"].contains(&host.host.as_str()) => write!(f, "tcp:{host}"),
+            Address::Tcp(host) => write!(f, "{host}"),
+            Address::Udp(host) => write!(f, "udp:{host}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::Tcp(address) => write!(f, "{address}"),
+            Endpoint::Udp(address) => write!(f, "udp:{address}"),
+            Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 impl Address {
-    /// All socket addresses that the host has, in the order that the system's resolver prefers, each once. This may
-    /// ask the network, and block.
+    /// All endpoints that it stands for, in the order that the system's resolver prefers, each once. This may ask the
+    /// network, and block.
     ///
     /// # Errors
     ///
     /// What the resolver reports, as for a name that does not exist (getaddrinfo(3)).
-    pub fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+    pub fn resolve(&self) -> io::Result<Vec<Endpoint>> {
+        Ok(match self {
+            Address::Tcp(host) => host.resolve()?.into_iter().map(Endpoint::Tcp).collect(),
+            Address::Udp(host) => host.resolve()?.into_iter().map(Endpoint::Udp).collect(),
+            Address::Unix(path) => vec![Endpoint::Unix(path.clone())],
+        })
+    }
+}
+
+impl Host {
+    fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         let mut found: Vec<SocketAddr> = Vec::new();
         for address in (self.host.as_str(), self.port).to_socket_addrs()? {
             if !found.contains(&address) {
@@ -127,7 +205,9 @@ mod tests {
 
     #[test]
     fn addresses_print_as_they_were_written() {
-        for text in ["127.0.0.1:7777", "[::1]:0", "localhost:65535", "[fe80::1%eth0]:1", "example.org:80"] {
+        for text in
+            ["127.0.0.1:7777", "[::1]:0", "localhost:65535", "[fe80::1%eth0]:1", "udp:[::1]:7", "unix:/run/e.sock"]
+        {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
     }
@@ -148,19 +228,34 @@ mod tests {
         assert_eq!(error("[::1]"), AddressError::Port(String::new()));
         assert_eq!(error("http://localhost:80"), AddressError::Brackets);
         assert_eq!(error("a b:80"), AddressError::Host("a b".into()));
+        assert_eq!(error("udp:7"), AddressError::Port(String::new()));
+        assert_eq!(error("tcp:udp:x"), AddressError::Port("x".into()));
+        assert!(matches!(error("unix:"), AddressError::Path(_)));
+        assert!(matches!(error(&format!("unix:/{}", "x".repeat(108))), AddressError::Path(_)));
+    }
+
+    #[test]
+    fn the_kind_of_socket_can_be_said() {
+        let parse = |text: &str| text.parse::<Address>().unwrap();
+        assert_eq!(parse("tcp:localhost:1"), parse("localhost:1"));
+        assert_ne!(parse("udp:localhost:1"), parse("localhost:1"));
+        assert_eq!(parse("tcp:unix:1").to_string(), "tcp:unix:1", "a host called unix");
+        assert_eq!(parse("unix:1"), Address::Unix("1".into()), "a file called 1");
     }
 
     #[test]
     fn numbers_resolve_to_themselves() {
         let address: Address = "[::1]:7777".parse().unwrap();
-        assert_eq!(address.resolve().unwrap(), ["[::1]:7777".parse().unwrap()]);
+        assert_eq!(address.resolve().unwrap(), [Endpoint::Tcp("[::1]:7777".parse().unwrap())]);
+        let address: Address = "udp:127.0.0.1:7".parse().unwrap();
+        assert_eq!(address.resolve().unwrap(), [Endpoint::Udp("127.0.0.1:7".parse().unwrap())]);
     }
 
     proptest! {
         #[test]
-        fn what_is_an_address_prints_back_to_the_same(text in "\\PC*|[a-z0-9.:%\\[\\]]*:[0-9]{1,6}|\\[[0-9a-f:%]*\\]:[0-9]+") {
+        fn what_is_an_address_prints_back_to_the_same(text in "\\PC*|(udp:|tcp:|unix:)?[a-z0-9.:%\\[\\]]*:[0-9]{1,6}|\\[[0-9a-f:%]*\\]:[0-9]+") {
             if let Ok(address) = text.parse::<Address>() {
-                prop_assert_eq!(address.to_string().parse(), Ok(address));
+                prop_assert_eq!(address.to_string().parse::<Address>(), Ok(address));
             }
         }
 

@@ -4,14 +4,21 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the options' documentation is their help, in plain text")]
 
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use bytesize::ByteSize;
+use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
+use ipnet::IpNet;
 
-use crate::address::{self, Address};
+use crate::address::{self, Address, AddressError};
 use crate::bench::report::Outputs;
 use crate::bench::{Criterion, Sources};
 use crate::{bench, connect, serve};
@@ -27,7 +34,8 @@ Try it in two terminals:
   echoloop connect               lines you type go out, what comes back is printed
   echoloop bench                 50 connections for 10 seconds, every byte verified
 
-`echoloop help serve` explains every option.")]
+`echoloop help serve` explains every option. Each option can also be given as a variable of the environment: \
+ECHOLOOP_IDLE_TIMEOUT=1m is --idle-timeout 1m, ECHOLOOP_PRINT=1 is --print; the command line wins.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -43,9 +51,10 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// The command line of this process. Mistakes on it, and requests for help, end the process.
+    /// The command line of this process, and its environment. Mistakes in them, and requests for help, end the process.
     pub fn from_command_line() -> Self {
-        let cli = Cli::parse();
+        let matches = with_environment(Cli::command()).get_matches();
+        let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         if let Command::Bench(flags) = &cli.command
             && flags.connections + flags.idle == 0
         {
@@ -61,6 +70,24 @@ impl Cli {
     }
 }
 
+/// The command, and every option of it also from a variable of the environment: `ECHOLOOP_`, and the option's name.
+fn with_environment(command: clap::Command) -> clap::Command {
+    let named = |arg: Arg| match arg.get_long() {
+        Some(long) if !["help", "version"].contains(&long) => {
+            let variable = format!("ECHOLOOP_{}", long.replace('-', "_").to_uppercase());
+            let arg = arg.env(variable).hide_env(true);
+            // A flag in the environment is on unless its value says no.
+            if matches!(arg.get_action(), ArgAction::SetTrue) {
+                arg.value_parser(FalseyValueParser::new())
+            } else {
+                arg
+            }
+        }
+        _ => arg,
+    };
+    command.mut_args(named).mut_subcommands(with_environment)
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -72,6 +99,63 @@ pub enum Command {
     Bench(Box<Bench>),
     /// Compare runs of `bench`, or add up those that several machines made of one test
     Report(Report),
+    /// Print what a shell needs to complete commands and options: source it, or put it where the shell looks for such
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print a manual page: `echoloop man | man -l -`
+    Man(Man),
+}
+
+/// The options of `man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// The command that the page is about; without, the program
+    #[arg(value_name = "COMMAND")]
+    about: Option<String>,
+
+    /// Write the pages of the program and of all its commands into DIR instead
+    #[arg(long, value_name = "DIR", conflicts_with = "about")]
+    dir: Option<PathBuf>,
+}
+
+/// Prints what `shell` needs to complete this program's commands and options.
+///
+/// # Errors
+///
+/// If standard output cannot be written to.
+pub fn print_completions(shell: Shell) -> io::Result<()> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "echoloop", &mut text);
+    io::stdout().write_all(&text)
+}
+
+impl Man {
+    /// Prints or writes the pages.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such command, or the output cannot be written to.
+    pub fn print(&self) -> anyhow::Result<()> {
+        let mut command = Cli::command().disable_help_subcommand(true);
+        command.build();
+        if let Some(directory) = &self.dir {
+            std::fs::create_dir_all(directory)
+                .and_then(|()| clap_mangen::generate_to(command, directory))
+                .with_context(|| format!("cannot write to {}", directory.display()))?;
+            return Ok(());
+        }
+        let command = match &self.about {
+            None => command,
+            Some(name) => {
+                command.find_subcommand(name).cloned().with_context(|| format!("there is no command {name:?}"))?
+            }
+        };
+        let mut text = Vec::new();
+        clap_mangen::Man::new(command).render(&mut text)?;
+        Ok(io::stdout().write_all(&text)?)
+    }
 }
 
 /// The options of `serve`.
@@ -85,15 +169,18 @@ sent without a newline is a message too. Without these bytes are not looked at.
 
 Examples:
   echoloop serve                                  this machine only
+  echoloop serve 127.0.0.1:7 udp:127.0.0.1:7 unix:/run/echo.sock   all kinds of sockets
+  echoloop serve --http 9090                      and a live page of the loop at http://127.0.0.1:9090/
   echoloop serve 0.0.0.0:7777 '[::]:7777'         everybody, IPv4 and IPv6
   echoloop serve --once                           one connection, one message
   echoloop serve --accept-limit 1 --terminator bye   one connection, until it says bye
   echoloop serve --terminator bye --print         anybody, each until it says bye
   echoloop serve -vv --send-buffer 4KiB           watch partial sends being resumed")]
 pub struct Serve {
-    /// Where to listen: HOST:PORT or [IPV6]:PORT. Port 0 takes a free one; a name means all its addresses; [::] is
-    /// IPv6 alone
-    #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
+    /// Where to listen: HOST:PORT or [IPV6]:PORT, with udp: before it for datagrams, or unix:PATH for a socket file.
+    /// Port 0 takes a free one; a name means all its addresses; [::] is IPv6 alone [default: 127.0.0.1:7777, or the
+    /// sockets that systemd hands over]
+    #[arg(value_name = "ADDR")]
     addresses: Vec<Address>,
 
     /// Close a connection after echoing a message equal to WORD
@@ -151,6 +238,11 @@ pub struct Serve {
     #[arg(long)]
     nagle: bool,
 
+    /// Let other processes listen on the same addresses; the kernel shares the connections out among them: one process
+    /// a core, each on its own (SO_REUSEPORT)
+    #[arg(long)]
+    reuse_port: bool,
+
     /// Before sleeping in the poll, spin so long, such as 50us: lower latency, for a busy core
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = duration)]
     busy_poll: Duration,
@@ -158,12 +250,53 @@ pub struct Serve {
     /// Log a line of counters so often
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     stats_interval: Option<Duration>,
+
+    /// Show over HTTP what goes on inside: / is a live page, /metrics for Prometheus, /healthz for health checks. A port
+    /// alone is on 127.0.0.1; whoever may connect may look. May be given several times
+    #[arg(long, value_name = "ADDR", value_parser = http_address, help_heading = "Seeing inside")]
+    http: Vec<Address>,
+
+    /// Let in only who comes from one of these networks, such as 10.0.0.0/8, 2001:db8::/32 or a single address. May be
+    /// given several times
+    #[arg(long, value_name = "CIDR", value_parser = network, help_heading = "Who may come in")]
+    allow: Vec<IpNet>,
+
+    /// Turn away who comes from one of these networks, whatever --allow says. May be given several times
+    #[arg(long, value_name = "CIDR", value_parser = network, help_heading = "Who may come in")]
+    deny: Vec<IpNet>,
+
+    /// Turn away who has N connections already, by address
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Who may come in")]
+    max_per_source: Option<usize>,
+
+    /// Turn away who comes when R connections have been accepted within a second
+    #[arg(long, value_name = "R", help_heading = "Who may come in")]
+    accept_rate: Option<NonZeroU32>,
+
+    /// Answer no more than R datagrams per second from one address
+    #[arg(long, value_name = "R", help_heading = "Who may come in")]
+    datagram_rate: Option<NonZeroU32>,
+
+    /// Each connection begins with a PROXY header, version 1 or 2, in which a balancer tells the client's address, for
+    /// the log, --print and the limits. Without a proper one within 5s it is closed. Only the balancer should be able to
+    /// connect then
+    #[arg(long, help_heading = "Who may come in")]
+    proxy_protocol: bool,
 }
 
 impl From<Serve> for serve::Config {
     fn from(flags: Serve) -> Self {
         serve::Config {
             addresses: flags.addresses,
+            http: flags.http,
+            access: serve::AccessOptions {
+                allow: flags.allow,
+                deny: flags.deny,
+                max_per_source: flags.max_per_source,
+                accept_rate: flags.accept_rate,
+                datagram_rate: flags.datagram_rate,
+                proxy_protocol: flags.proxy_protocol,
+            },
             terminator: flags.terminator.map(String::into_bytes),
             message_limit: if flags.once { Some(1) } else { flags.message_limit },
             accept_limit: if flags.once { Some(1) } else { flags.accept_limit },
@@ -176,6 +309,7 @@ impl From<Serve> for serve::Config {
                 recv_buffer: flags.recv_buffer,
                 send_buffer: flags.send_buffer,
                 nagle: flags.nagle,
+                reuse_port: flags.reuse_port,
             },
             busy_poll: flags.busy_poll,
             stats_interval: flags.stats_interval,
@@ -191,7 +325,7 @@ The end of the input closes the sending side; what is still owed is waited for. 
 makes a copy of a file of any size. Exits 1 if nobody listens, or if the connection ends before
 everything has come back.")]
 pub struct Connect {
-    /// Whom to connect to: HOST:PORT or [IPV6]:PORT
+    /// Whom to connect to: HOST:PORT or [IPV6]:PORT; udp:HOST:PORT sends each line as a datagram; or unix:PATH
     #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
     address: Address,
 
@@ -234,7 +368,7 @@ Examples:
   echoloop bench -c 10 --idle 10000 --watch-pid 4711   what do idle connections cost?
   echoloop bench --fail-if 'p99>2ms' --fail-if 'rate<100000' -q   in CI")]
 pub struct Bench {
-    /// Whom to load: HOST:PORT or [IPV6]:PORT
+    /// Whom to load: HOST:PORT or [IPV6]:PORT; udp:HOST:PORT sends each message as a datagram; or unix:PATH
     #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
     address: Address,
 
@@ -254,7 +388,7 @@ pub struct Bench {
     #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = message_size)]
     size: (u64, u64),
 
-    /// Messages in flight on each connection
+    /// Messages in flight on each connection; datagrams: 64 at most
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536),
           conflicts_with = "rate")]
     depth: u64,
@@ -308,7 +442,7 @@ pub struct Bench {
     watch_pid: Option<i32>,
 
     /// Exit 3 if this holds: 'p99>2ms', 'rate<100000', 'errors>0'. There are p50, p99.9 and the like, mean, max, rate,
-    /// errors, mismatches, missed and connections; with <, <=, > and >=. May be given several times
+    /// errors, mismatches, missed, lost and connections; with <, <=, > and >=. May be given several times
     #[arg(long, value_name = "EXPR")]
     fail_if: Vec<Criterion>,
 
@@ -463,6 +597,20 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+fn network(text: &str) -> Result<IpNet, String> {
+    let single = |_| text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>().or_else(single).map_err(|_| "write it as in 10.0.0.0/8, 2001:db8::/32, 192.0.2.1".to_owned())
+}
+
+fn http_address(text: &str) -> Result<Address, String> {
+    let is_port = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let address = if is_port { format!("127.0.0.1:{text}").parse() } else { text.parse() };
+    match address.map_err(|error: AddressError| error.to_string())? {
+        Address::Udp(_) => Err("HTTP is not spoken over UDP here".to_owned()),
+        address => Ok(address),
+    }
+}
+
 fn word(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("an empty message is no word".to_owned());
@@ -484,11 +632,38 @@ mod tests {
     }
 
     #[test]
+    fn every_option_has_a_variable_of_its_own_and_no_other() {
+        fn check(command: &clap::Command) {
+            for arg in command.get_arguments() {
+                let expected = arg
+                    .get_long()
+                    .filter(|long| !["help", "version"].contains(long))
+                    .map(|long| format!("ECHOLOOP_{}", long.to_uppercase().replace('-', "_")));
+                assert_eq!(arg.get_env().map(|name| name.to_str().unwrap().to_owned()), expected, "{arg}");
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&with_environment(Cli::command()));
+    }
+
+    #[test]
+    fn networks_and_http_addresses_are_understood() {
+        for (text, network_of) in [("10.0.0.0/8", "10.0.0.0/8"), ("192.0.2.1", "192.0.2.1/32"), ("::1", "::1/128")] {
+            assert_eq!(network(text).unwrap().to_string(), network_of);
+        }
+        for (text, address) in [("9090", "127.0.0.1:9090"), ("[::]:80", "[::]:80"), ("unix:/x", "unix:/x")] {
+            assert_eq!(http_address(text).unwrap().to_string(), address);
+        }
+        for mistake in ["", "99999", "udp:127.0.0.1:80", "localhost"] {
+            assert!(http_address(mistake).is_err(), "{mistake}");
+        }
+    }
+
+    #[test]
     fn defaults_are_the_configurations() {
         let Command::Serve(flags) = Cli::parse_from(["echoloop", "serve"]).command else { unreachable!() };
         let parsed = serve::Config::from(*flags);
-        let default = serve::Config { addresses: vec![address::DEFAULT.parse().unwrap()], ..Default::default() };
-        assert_eq!(format!("{parsed:?}"), format!("{default:?}"));
+        assert_eq!(format!("{parsed:?}"), format!("{:?}", serve::Config::default()));
     }
 
     #[test]
@@ -497,6 +672,12 @@ mod tests {
         assert_eq!(buffer_size("64KiB"), Ok(65536));
         assert_eq!(buffer_size("4096"), Ok(4096));
         for (flag, value) in [
+            ("--allow", "10.0.0.0/33"),
+            ("--deny", "everybody"),
+            ("--max-per-source", "0"),
+            ("--accept-rate", "0"),
+            ("--datagram-rate", "-1"),
+            ("--http", "70000"),
             ("--idle-timeout", "0s"),
             ("--idle-timeout", "soon"),
             ("--drain-timeout", "9000years"),
@@ -520,7 +701,13 @@ mod tests {
         }
     }
 
-    const SERVE: [&str; 12] = [
+    const SERVE: [&str; 18] = [
+        "--http",
+        "--allow",
+        "--deny",
+        "--max-per-source",
+        "--accept-rate",
+        "--datagram-rate",
         "--terminator",
         "--message-limit",
         "--accept-limit",

@@ -4,6 +4,10 @@
 //! terminal must not be switched to non-blocking under the shell's feet), so a thread reads it and wakes the poll. At
 //! most a few pieces are on their way at any time: the next one is taken when the socket has taken the last, so a
 //! file of any size passes through constant memory.
+//!
+//! Over UDP there is no stream, and a line is a datagram: that client is in `datagrams`.
+
+mod datagrams;
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::sync::Arc;
@@ -13,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use indicatif::HumanCount;
-use mio::net::TcpStream;
-use mio::{Token, Waker};
+use mio::{Registry, Token, Waker};
 
-use crate::address::Address;
+use crate::address::{Address, Endpoint};
 use crate::reactor::{Peer, Poller, Protocol, Reactor, Reason, Settings, Stream};
+use crate::socket::Socket;
 
 const INPUT: Token = Token(usize::MAX - 1);
 
@@ -44,16 +48,41 @@ pub struct Config {
 /// If there is no connection to be had, if it ends before everything has come back, or if standard input or output
 /// fail. A reader of standard output that has seen enough (a closed pipe) is no error.
 pub fn run(config: &Config) -> anyhow::Result<()> {
-    let addresses = config.address.resolve().with_context(|| format!("cannot resolve {}", config.address))?;
-    let stream = std::net::TcpStream::connect(&addresses[..])
-        .with_context(|| format!("cannot connect to {}", config.address))?;
-    stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)?;
-    let mut client = Client::start(config, stream)?;
-    match client.run() {
+    let endpoints = config.address.resolve().with_context(|| format!("cannot resolve {}", config.address))?;
+    let outcome = match &endpoints[0] {
+        Endpoint::Udp(address) => datagrams::run(config, *address),
+        _ => dial(&endpoints)
+            .with_context(|| format!("cannot connect to {}", config.address))
+            .and_then(|socket| Client::start(config, socket)?.run()),
+    };
+    match outcome {
         Err(error) if is_broken_pipe(&error) => Ok(()),
         outcome => outcome,
     }
+}
+
+/// A connection to the first of the endpoints that accepts one.
+fn dial(endpoints: &[Endpoint]) -> io::Result<Socket> {
+    let mut outcome = Err(io::ErrorKind::NotFound.into());
+    for endpoint in endpoints {
+        outcome = match endpoint {
+            Endpoint::Tcp(address) | Endpoint::Udp(address) => {
+                std::net::TcpStream::connect(address).and_then(|stream| {
+                    stream.set_nodelay(true)?;
+                    stream.set_nonblocking(true)?;
+                    Ok(Socket::Tcp(mio::net::TcpStream::from_std(stream)))
+                })
+            }
+            Endpoint::Unix(path) => std::os::unix::net::UnixStream::connect(path).and_then(|stream| {
+                stream.set_nonblocking(true)?;
+                Ok(Socket::Unix(mio::net::UnixStream::from_std(stream)))
+            }),
+        };
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -97,7 +126,7 @@ enum Phase {
 struct Client<'a> {
     config: &'a Config,
     poller: Poller,
-    reactor: Reactor<TcpStream, Printing>,
+    reactor: Reactor<Socket, Printing>,
     token: Token,
     input: Receiver<Input>,
     /// The thread at standard input holds the other one, and ends before the last wake-up has been seen. Closing the
@@ -114,20 +143,16 @@ struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    fn start(config: &'a Config, stream: std::net::TcpStream) -> anyhow::Result<Self> {
+    fn start(config: &'a Config, mut socket: Socket) -> anyhow::Result<Self> {
         let poller = Poller::new(Duration::ZERO)?;
         let mut reactor = Reactor::new(Printing::default(), Settings::default());
         let token = reactor.open(|token, _| {
-            let mut stream = TcpStream::from_std(stream);
-            poller.registry().register(&mut stream, token, Poller::interest())?;
-            Ok((stream, ()))
+            poller.registry().register(&mut socket, token, Poller::interest())?;
+            Ok((socket, ()))
         })?;
-        let waker = Arc::new(Waker::new(poller.registry(), INPUT)?);
-        let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
+        let interactive = is_interactive();
         let by_line = interactive || !config.newline || config.terminator.is_some();
-        let (sender, input) = sync_channel(1);
-        let waking = waker.clone();
-        thread::Builder::new().name("input".to_owned()).spawn(move || read_input(by_line, &sender, &waking))?;
+        let (input, waker) = take_input(by_line, poller.registry())?;
         Ok(Client {
             config,
             poller,
@@ -194,7 +219,7 @@ impl<'a> Client<'a> {
     }
 
     fn send(&mut self, piece: &[u8], line_ends: bool) {
-        let bare = piece.strip_suffix(b"\n").map_or(piece, |line| line.strip_suffix(b"\r").unwrap_or(line));
+        let bare = without_newline(piece);
         let whole_line = line_ends && !std::mem::replace(&mut self.inside_line, !line_ends);
         if whole_line && self.config.terminator.as_deref() == Some(bare) {
             self.phase = Phase::Leaving;
@@ -243,7 +268,25 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Reads standard input, a line at a time or in blocks, and passes it on.
+/// Whether somebody types.
+fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
+}
+
+fn without_newline(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\n").map_or(line, |line| line.strip_suffix(b"\r").unwrap_or(line))
+}
+
+/// Has standard input read by a thread, a line at a time or in blocks. The poll wakes when there is some.
+fn take_input(by_line: bool, registry: &Registry) -> anyhow::Result<(Receiver<Input>, Arc<Waker>)> {
+    let waker = Arc::new(Waker::new(registry, INPUT)?);
+    let (sender, input) = sync_channel(1);
+    let waking = waker.clone();
+    thread::Builder::new().name("input".to_owned()).spawn(move || read_input(by_line, &sender, &waking))?;
+    Ok((input, waker))
+}
+
+/// Reads standard input, and passes it on.
 fn read_input(by_line: bool, sender: &SyncSender<Input>, waker: &Waker) {
     let mut stdin = io::stdin().lock();
     loop {

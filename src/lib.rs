@@ -41,3 +41,4 @@ pub mod logging;
 pub mod reactor;
 pub mod serve;
 pub mod signals;
+pub mod socket;

@@ -1,4 +1,4 @@
-//! The limit on open files, which is what bounds the number of connections.
+//! What this process may have, and has: open files, which bound the number of connections, and memory.
 
 use std::io;
 
@@ -26,6 +26,14 @@ pub fn raise_open_files() -> io::Result<Option<u64>> {
 pub fn room(limit: Option<u64>) -> usize {
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     limit.saturating_sub(open_files() + SPARE).max(1)
+}
+
+/// The resident memory of this process in bytes, where the system tells (proc(5)).
+pub fn resident_memory() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    return Some(procfs::process::Process::myself().ok()?.statm().ok()?.resident * procfs::page_size());
+    #[cfg(not(target_os = "linux"))]
+    None
 }
 
 /// The number of descriptors that are open now.

@@ -4,11 +4,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::slice;
 
+use echoloop::address::Endpoint;
 use echoloop::bench::report::{self, Outputs};
 use echoloop::bench::{self, Run};
 use echoloop::cli::{Bench, Cli, Command, Report};
 use echoloop::serve::{Ending, Server};
-use echoloop::{connect, logging};
+use echoloop::{cli, connect, logging};
 use log::{error, info, warn};
 
 /// The exit code for a run that is not as good as it was to be.
@@ -22,6 +23,8 @@ fn main() -> ExitCode {
         Command::Connect(flags) => connect::run(&flags.into()).map(|()| ExitCode::SUCCESS),
         Command::Bench(flags) => bench(*flags),
         Command::Report(flags) => report(&flags),
+        Command::Completions { shell } => cli::print_completions(shell).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Command::Man(flags) => flags.print().map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "echoloop: {error:#}");
@@ -32,9 +35,14 @@ fn main() -> ExitCode {
 fn serve(config: &echoloop::serve::Config) -> anyhow::Result<ExitCode> {
     let mut server = Server::bind(config)?;
     let mut out = io::stdout().lock();
-    for address in server.local_addrs() {
-        if let Err(error) = writeln!(out, "listening on {address}").and_then(|()| out.flush()) {
-            warn!("cannot write to standard output: {error}; listening on {address}");
+    let listening = server.endpoints().iter().map(|endpoint| format!("listening on {endpoint}"));
+    let looking = server.http_endpoints().iter().map(|endpoint| match endpoint {
+        Endpoint::Tcp(address) => format!("inside: http://{address}/"),
+        other => format!("inside: {other}"),
+    });
+    for line in listening.chain(looking) {
+        if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+            warn!("cannot write to standard output: {error}; {line}");
         }
     }
     drop(out);

@@ -182,7 +182,13 @@ impl Results {
         let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
         Results {
             echoloop: env!("CARGO_PKG_VERSION").to_owned(),
-            system: format!("{} {} {}", text(system.sysname()), text(system.release()), text(system.machine())),
+            // The version that others have too, without what a distribution adds to it.
+            system: format!(
+                "{} {} {}",
+                text(system.sysname()),
+                text(system.release()).split('-').next().unwrap_or_default(),
+                text(system.machine())
+            ),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             pinned,
             rounds,

@@ -53,7 +53,7 @@ struct Cli {
     json: PathBuf,
 
     /// What `cargo bench` says to every benchmark
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     bench: bool,
 }
 

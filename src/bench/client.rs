@@ -10,6 +10,8 @@
 //! This module does not open connections and does not know the poll; the time is what it is told, and read anew after
 //! every few messages.
 
+mod datagrams;
+
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind as Io};
 use std::time::{Duration, Instant};
@@ -21,6 +23,7 @@ use super::payload::{PIECE, Payload, Sizes};
 use super::record::Record;
 use super::summary::ErrorKind;
 use crate::reactor::{Peer, Protocol, Reason, Stream};
+pub(super) use datagrams::{LONGEST as LONGEST_DATAGRAM, NUMBER};
 
 /// Messages for which the clock is read once. It is read at every turn of the loop too, so this bounds by how much the
 /// times of messages that were handled in one long turn are off: some tens of microseconds.
@@ -82,11 +85,14 @@ pub(super) enum Stage {
 /// A message that has been sent.
 #[derive(Debug, Clone, Copy)]
 struct Flight {
-    /// The position in the stream at which it ends, and so does its echo.
+    /// The position in the stream at which it ends, and so does its echo; of a datagram, its number.
     end: u64,
     due: Nanos,
     sent: Nanos,
 }
+
+/// When a datagram was sent that has been answered before those that were sent before it.
+const ANSWERED: Nanos = Nanos::MAX;
 
 impl Flight {
     fn is_like(&self, other: &Flight) -> bool {
@@ -107,6 +113,8 @@ pub(super) struct Place {
     /// Messages sent on this connection.
     begun: u64,
     flights: VecDeque<Flight>,
+    /// Those of them that are answered already, which happens to datagrams alone.
+    answered_early: usize,
     /// The place's messages of the schedule: the next one's number, and how many are due.
     next: u64,
     owed: u64,
@@ -125,6 +133,7 @@ impl Place {
             planned: 0,
             begun: 0,
             flights: VecDeque::new(),
+            answered_early: 0,
             next: 0,
             owed: 0,
             seasoned: false,
@@ -302,37 +311,55 @@ impl Load {
         self.places[self.busy..].iter().filter(|place| place.stage == Stage::Open).count() as u64
     }
 
+    /// Whether a place may begin another message; and when that was due, if it was by a schedule.
+    fn may_begin(&self, index: u32) -> Option<Option<Nanos>> {
+        let place = &self.places[index as usize];
+        if self.reconnect.is_some_and(|limit| place.begun >= limit) {
+            return None;
+        }
+        let unanswered = (place.flights.len() - place.answered_early) as u64;
+        match self.traffic {
+            Traffic::Off => None,
+            Traffic::Closed if unanswered >= self.depth || self.left == Some(0) => None,
+            Traffic::Closed => Some(None),
+            Traffic::Open(_) if place.owed == 0 => None,
+            Traffic::Open(schedule) => Some(Some(schedule.due(u64::from(index) + place.next * self.busy as u64))),
+        }
+    }
+
+    /// Notes that a place begins a message, which [may](Load::may_begin) be and was due then.
+    fn begin(&mut self, index: u32, end: u64, due: Option<Nanos>, sent: Nanos) {
+        let place = &mut self.places[index as usize];
+        if due.is_some() {
+            place.next += 1;
+            place.owed -= 1;
+        } else {
+            self.left = self.left.map(|left| left - 1);
+        }
+        let due = due.unwrap_or(sent);
+        place.begun += 1;
+        place.flights.push_back(Flight { end, due, sent });
+        self.in_flight += 1;
+        self.record.sent(due);
+    }
+
     /// Sends what a place is to send now.
     pub fn feed<S: Stream>(&mut self, peer: &mut Peer<'_, S>, index: u32) {
-        let place = &mut self.places[index as usize];
-        if place.stage != Stage::Open {
+        if self.places[index as usize].stage != Stage::Open {
             return;
         }
         let sent = self.clock.at_message();
         loop {
+            let mut place = &mut self.places[index as usize];
             while place.planned - place.sent < PIECE as u64 {
-                let due = match self.traffic {
-                    Traffic::Off => break,
-                    Traffic::Closed if place.flights.len() as u64 >= self.depth || self.left == Some(0) => break,
-                    Traffic::Closed => None,
-                    Traffic::Open(_) if place.owed == 0 => break,
-                    Traffic::Open(schedule) => Some(schedule.due(u64::from(index) + place.next * self.busy as u64)),
-                };
-                if self.reconnect.is_some_and(|limit| place.begun >= limit) {
-                    break;
-                }
-                if due.is_some() {
-                    place.next += 1;
-                    place.owed -= 1;
-                } else {
-                    self.left = self.left.map(|left| left - 1);
-                }
+                let Some(due) = self.may_begin(index) else { break };
+                place = &mut self.places[index as usize];
                 place.planned += self.sizes.of(place.serial, place.begun);
-                place.begun += 1;
-                place.flights.push_back(Flight { end: place.planned, due: due.unwrap_or(sent), sent });
-                self.in_flight += 1;
-                self.record.sent(due.unwrap_or(sent));
+                let end = place.planned;
+                self.begin(index, end, due, sent);
+                place = &mut self.places[index as usize];
             }
+            let place = &mut self.places[index as usize];
             if place.sent == place.planned {
                 return;
             }
@@ -368,8 +395,9 @@ impl Load {
         let place = &mut self.places[index];
         self.connecting -= usize::from(matches!(place.stage, Stage::Connecting { .. }));
         place.stage = Stage::Failed;
-        self.in_flight -= place.flights.len() as u64;
-        for flight in place.flights.drain(..) {
+        self.in_flight -= (place.flights.len() - place.answered_early) as u64;
+        place.answered_early = 0;
+        for flight in place.flights.drain(..).filter(|flight| flight.sent != ANSWERED) {
             self.record.unanswered(flight.due);
         }
     }
@@ -590,7 +618,7 @@ mod tests {
                 reactor.turn(Instant::now(), [everything(token)]);
                 turns += 1;
                 prop_assert!(turns < 1_000_000, "it got stuck");
-                prop_assert!(reactor.waiting() <= PIECE, "one piece at most waits for WRITABLE");
+                prop_assert!(reactor.counters().waiting <= PIECE as u64, "one piece at most waits for WRITABLE");
                 prop_assert!(reactor.protocol().in_flight <= depth);
             }
             let load = reactor.protocol_mut();

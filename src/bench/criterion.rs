@@ -30,6 +30,7 @@ pub(super) struct Figures<'a> {
     pub errors: u64,
     pub mismatches: u64,
     pub missed: u64,
+    pub lost: u64,
     pub connections: u64,
 }
 
@@ -44,6 +45,7 @@ enum Figure {
     Errors,
     Mismatches,
     Missed,
+    Lost,
     Connections,
 }
 
@@ -55,13 +57,14 @@ enum Comparison {
     MoreOrEqual,
 }
 
-const FIGURES: [(&str, Figure); 7] = [
+const FIGURES: [(&str, Figure); 8] = [
     ("mean", Figure::Mean),
     ("max", Figure::Max),
     ("rate", Figure::Rate),
     ("errors", Figure::Errors),
     ("mismatches", Figure::Mismatches),
     ("missed", Figure::Missed),
+    ("lost", Figure::Lost),
     ("connections", Figure::Connections),
 ];
 
@@ -100,7 +103,7 @@ impl FromStr for Figure {
             Some(percentile) if percentile > 0.0 && percentile <= 100.0 => Ok(Figure::Percentile(percentile)),
             _ => Err(format!(
                 "{text:?} is no figure of a run: there are p50, p99.9 and the like, mean, max, rate, errors, \
-                 mismatches, missed and connections"
+                 mismatches, missed, lost and connections"
             )),
         }
     }
@@ -141,6 +144,7 @@ impl Figure {
             Figure::Errors => figures.errors as f64,
             Figure::Mismatches => figures.mismatches as f64,
             Figure::Missed => figures.missed as f64,
+            Figure::Lost => figures.lost as f64,
             Figure::Connections => figures.connections as f64,
         }
     }
@@ -194,6 +198,7 @@ impl Criterion {
             errors: run.error_count(),
             mismatches: run.mismatch_count(),
             missed: run.messages.missed,
+            lost: run.messages.unanswered,
             connections: run.connections.opened,
         }))
     }

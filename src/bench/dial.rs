@@ -1,45 +1,11 @@
-//! Opening connections without waiting for them, and whether there can be so many.
+//! Where connections are made from, and whether there can be so many.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use anyhow::ensure;
-use mio::net::TcpStream;
-use socket2::{Domain, Protocol, Socket, Type};
 
-/// Begins to open a connection to `target` from `source`. The socket becomes writable when it is known how that went
-/// (connect(2), on `EINPROGRESS`).
-///
-/// # Errors
-///
-/// What the kernel reports at once, as when there are no local ports left (`EADDRNOTAVAIL`).
-pub(super) fn dial(target: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
-    if let Some(source) = source {
-        defer_port(&socket)?;
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-    }
-    match socket.connect(&target.into()) {
-        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => Err(error),
-        _ => Ok(TcpStream::from_std(socket.into())),
-    }
-}
-
-/// Lets `connect` choose the port, when the destination is known. `bind` would have to find one that is free for all
-/// destinations, and runs out sooner (ip(7), `IP_BIND_ADDRESS_NO_PORT`).
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn defer_port(socket: &Socket) -> io::Result<()> {
-    use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
-    Ok(setsockopt(socket, IpBindAddressNoPort, &true)?)
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn defer_port(_: &Socket) -> io::Result<()> {
-    Ok(())
-}
+use crate::address::Endpoint;
 
 /// Local addresses to dial from: `127.0.0.1`, `127.0.0.1,127.0.0.2`, `127.0.0.1-127.0.0.9`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -94,8 +60,12 @@ impl Sources {
     /// # Errors
     ///
     /// If there are some, but none of that family.
-    pub(super) fn toward(&self, target: SocketAddr) -> anyhow::Result<Sources> {
-        let fitting: Vec<IpAddr> = self.0.iter().copied().filter(|ip| ip.is_ipv4() == target.is_ipv4()).collect();
+    pub(super) fn toward(&self, target: &Endpoint) -> anyhow::Result<Sources> {
+        let fits = |ip: &IpAddr| match target {
+            Endpoint::Tcp(target) | Endpoint::Udp(target) => ip.is_ipv4() == target.is_ipv4(),
+            Endpoint::Unix(_) => false,
+        };
+        let fitting: Vec<IpAddr> = self.0.iter().copied().filter(fits).collect();
         ensure!(
             self.0.is_empty() || !fitting.is_empty(),
             "none of the addresses of --source can reach {target}: they are of another family"
@@ -191,7 +161,7 @@ mod tests {
     #[test]
     fn sources_of_the_other_family_are_left_out() {
         let sources: Sources = "127.0.0.1,::1".parse().unwrap();
-        let target = "[::1]:7".parse().unwrap();
+        let target = &Endpoint::Tcp("[::1]:7".parse().unwrap());
         assert_eq!(sources.toward(target).unwrap(), "::1".parse().unwrap());
         assert!("127.0.0.1".parse::<Sources>().unwrap().toward(target).is_err());
     }

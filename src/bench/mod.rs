@@ -8,6 +8,7 @@ mod client;
 mod criterion;
 mod dial;
 mod latency;
+mod link;
 mod pace;
 mod payload;
 mod record;
@@ -17,20 +18,19 @@ mod watch;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use mio::net::TcpStream;
 
-use crate::address::Address;
+use crate::address::{Address, Endpoint};
 use crate::limits;
-use crate::reactor::{Poller, Reactor};
+use crate::reactor::Poller;
 use crate::signals::{self, Request, StopSignals};
-use client::{Load, Nanos, Stage, Traffic};
+use client::{LONGEST_DATAGRAM, Load, Nanos, Stage, Traffic};
 use criterion::Figures;
 use latency::{micros, show_micros};
+use link::Link;
 use pace::{Bracket, Schedule};
 use record::Window;
 use watch::{Precision, Usage};
@@ -40,7 +40,8 @@ pub use dial::Sources;
 pub use latency::Latency;
 pub use payload::{Cause, Mismatch};
 pub use summary::{
-    Connections, ErrorCount, ErrorKind, Generator, Host, Interval, Messages, Run, Search, Settings, Step, Watched,
+    Connections, Datagrams, ErrorCount, ErrorKind, Generator, Host, Interval, Messages, Run, Search, Settings, Step,
+    Watched,
 };
 
 /// Connections that are being opened at once.
@@ -57,6 +58,13 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a place waits before it tries again to open a connection that failed.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How long to wait when the backlog of a Unix listener is full.
+const BACKLOG_FULL: Duration = Duration::from_millis(2);
+
+/// The most datagrams in flight on each socket in a closed loop. More would not find room where they are received, and
+/// be lost there.
+const MOST_DATAGRAMS: u64 = 64;
 
 /// The rate at which a search begins, unless it is told another.
 const FIRST_RATE: f64 = 1000.0;
@@ -178,6 +186,11 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
         messages: window.messages,
         response: Latency::from(&window.response),
         service: window.service.as_ref().map(Latency::from),
+        datagrams: matches!(driver.target, Endpoint::Udp(_)).then_some(Datagrams {
+            lost: window.messages.unanswered,
+            reordered: window.reordered,
+            duplicates: window.duplicates,
+        }),
         timeline: window.timeline,
         errors: errors.into_values().collect(),
         mismatches: load.record.mismatches.clone(),
@@ -272,15 +285,17 @@ struct Outcome {
 /// The loop around the load.
 struct Driver<'a> {
     config: &'a Config,
-    target: SocketAddr,
+    target: Endpoint,
     sources: Sources,
     open_files: Option<u64>,
     poller: Poller,
     signals: StopSignals,
-    reactor: Reactor<TcpStream, Load>,
+    link: Link,
     /// Places to open connections for, each not before its time.
     to_open: BinaryHeap<Reverse<(Nanos, u32)>>,
     dialled: usize,
+    /// Since when the listener's backlog has been full.
+    full_since: Option<Nanos>,
     /// No connection is left, and none will come.
     deserted: bool,
     interrupted: bool,
@@ -295,26 +310,27 @@ impl<'a> Driver<'a> {
     fn new(config: &'a Config) -> anyhow::Result<Self> {
         let open_files = limits::raise_open_files().context("cannot raise the limit on open files")?;
         let target = choose(&config.address, config.timeout)?;
-        let sources = config.sources.toward(target)?;
+        let sources = config.sources.toward(&target)?;
+        check_target(config, &target)?;
         let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;
         let signals = StopSignals::new(poller.registry())?;
         let all = config.connections + config.idle;
         dial::check_descriptors(all, limits::room(open_files), open_files)?;
-        dial::check_ports(all, &sources)?;
+        if !matches!(target, Endpoint::Unix(_)) {
+            dial::check_ports(all, &sources)?;
+        }
         let load = Load::new(config.seed, config.size, config.depth, config.reconnect, config.connections, config.idle);
         Ok(Driver {
             config,
+            link: Link::new(&target, load),
             target,
             sources,
             open_files,
             poller,
             signals,
-            reactor: Reactor::new(
-                load,
-                crate::reactor::Settings { read_size: 256 * 1024, read_budget: 1024 * 1024, ..Default::default() },
-            ),
             to_open: BinaryHeap::new(),
             dialled: 0,
+            full_since: None,
             deserted: false,
             interrupted: false,
             next_tick: 0,
@@ -327,11 +343,11 @@ impl<'a> Driver<'a> {
     }
 
     fn load(&self) -> &Load {
-        self.reactor.protocol()
+        self.link.load()
     }
 
     fn load_mut(&mut self) -> &mut Load {
-        self.reactor.protocol_mut()
+        self.link.load_mut()
     }
 
     /// Opens a connection for every place. Returns how long that took.
@@ -345,7 +361,7 @@ impl<'a> Driver<'a> {
         self.progress.set_prefix("connecting");
         self.progress.set_length(places as u64);
         self.await_connections()?;
-        if self.reactor.is_empty() && !self.interrupted {
+        if self.link.is_empty() && !self.interrupted {
             let first = self.load().record.errors.values().next();
             let cause = first.map_or("no reason is known".to_owned(), |error| error.first.clone());
             bail!("cannot connect to {}: {cause} (all {} attempts)", self.config.address, HumanCount(places as u64));
@@ -480,11 +496,11 @@ impl<'a> Driver<'a> {
         let wakes = [wake, opening, self.load().next_due(), self.next_interval, Some(self.next_tick)];
         let wake = wakes.into_iter().flatten().min().unwrap_or(now);
         let sleep =
-            self.reactor.sleep(self.load().clock.instant()).map_or(nap(wake, now), |sleep| sleep.min(nap(wake, now)));
+            self.link.sleep(self.load().clock.instant()).map_or(nap(wake, now), |sleep| sleep.min(nap(wake, now)));
         let (instant, ready) = self.poller.wait(Some(sleep))?;
         let mut signalled = false;
-        self.reactor.protocol_mut().clock.set(instant);
-        self.reactor.turn(
+        self.link.load_mut().clock.set(instant);
+        self.link.turn(
             instant,
             ready.filter(|readiness| {
                 signalled |= readiness.token == signals::TOKEN;
@@ -505,21 +521,26 @@ impl<'a> Driver<'a> {
             && at <= now
         {
             self.to_open.pop();
-            let (target, source) = (self.target, self.sources.nth(self.dialled));
-            self.dialled += 1;
-            let registry = self.poller.registry();
-            let dialled = self.reactor.connect(|token, load| {
-                let mut stream = dial::dial(target, source)?;
-                registry.register(&mut stream, token, Poller::interest())?;
-                load.connecting(index, token);
-                Ok((stream, index))
-            });
-            if let Err(error) = dialled {
-                let kind = client::connect_kind(&error);
-                self.load_mut().record.error(kind, || error.to_string());
-                self.load_mut().gone.push((index, true));
+            let source = self.sources.nth(self.dialled);
+            match self.link.open(index, &self.target, source, self.poller.registry()) {
+                Ok(()) => self.full_since = None,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    let since = *self.full_since.get_or_insert(now);
+                    if now - since < nanos(self.config.timeout) {
+                        self.to_open.push(Reverse((now + nanos(BACKLOG_FULL), index)));
+                        return;
+                    }
+                    self.cannot_open(index, ErrorKind::ConnectTimeout, "the listener's backlog stays full");
+                }
+                Err(error) => self.cannot_open(index, client::connect_kind(&error), &error.to_string()),
             }
+            self.dialled += 1;
         }
+    }
+
+    fn cannot_open(&mut self, index: u32, kind: ErrorKind, cause: &str) {
+        self.load_mut().record.error(kind, || cause.to_owned());
+        self.load_mut().gone.push((index, true));
     }
 
     /// Sends what is due by the schedule.
@@ -537,10 +558,8 @@ impl<'a> Driver<'a> {
     }
 
     fn feed(&mut self, index: u32) {
-        let place = &self.load().places[index as usize];
-        if place.stage == Stage::Open {
-            let token = place.token;
-            self.reactor.with(token, |load, peer, _| load.feed(peer, index));
+        if self.load().places[index as usize].stage == Stage::Open {
+            self.link.feed(index);
         }
     }
 
@@ -563,10 +582,7 @@ impl<'a> Driver<'a> {
 
     fn tick(&mut self, now: Nanos) -> anyhow::Result<()> {
         self.next_tick = now + nanos(TICK);
-        let timeout = self.config.timeout;
-        for token in self.load_mut().expire(timeout) {
-            self.reactor.close(token);
-        }
+        self.link.expire(self.config.timeout);
         self.see_to_the_gone();
         self.watch()?;
         self.show_progress(now);
@@ -635,6 +651,7 @@ fn judge(criterion: &Criterion, rate: f64, outcome: &Outcome) -> anyhow::Result<
         errors: outcome.errors.values().map(|error| error.count).sum(),
         mismatches: summary::wrong_bytes(outcome.errors.values()),
         missed: window.messages.missed,
+        lost: window.messages.unanswered,
         connections: window.timeline.last().map_or(0, |interval| interval.connections),
     });
     let due = (window.messages.sent + window.messages.missed) as f64;
@@ -652,12 +669,37 @@ fn judge(criterion: &Criterion, rate: f64, outcome: &Outcome) -> anyhow::Result<
     Ok(Step { rate, reached, holds, because, late: window.late, response })
 }
 
-/// The address to load. Of a name that has several, the first that accepts a connection, which is closed again.
-fn choose(address: &Address, timeout: Duration) -> anyhow::Result<SocketAddr> {
+/// The endpoint to load. Of a name that has several, the first that accepts a connection, which is closed again.
+fn choose(address: &Address, timeout: Duration) -> anyhow::Result<Endpoint> {
     let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
-    let accepts = |&&target: &&SocketAddr| std::net::TcpStream::connect_timeout(&target, timeout).is_ok();
+    let accepts = |target: &&Endpoint| match target {
+        Endpoint::Tcp(target) => std::net::TcpStream::connect_timeout(target, timeout).is_ok(),
+        _ => true,
+    };
     let several = resolved.len() > 1;
-    Ok(*resolved.iter().find(|target| !several || accepts(target)).unwrap_or(&resolved[0]))
+    Ok(resolved.iter().find(|target| !several || accepts(target)).unwrap_or(&resolved[0]).clone())
+}
+
+/// Makes sure that what is asked for can be had of this kind of target.
+fn check_target(config: &Config, target: &Endpoint) -> anyhow::Result<()> {
+    if !matches!(target, Endpoint::Udp(_)) {
+        return Ok(());
+    }
+    let (smallest, largest) = config.size;
+    let (least, most) = (client::NUMBER as u64, LONGEST_DATAGRAM as u64);
+    ensure!(
+        smallest >= least && largest <= most,
+        "a datagram has {least} bytes, in which it carries its number, to {most}: {smallest} to {largest} cannot be (--size)"
+    );
+    ensure!(
+        config.depth <= MOST_DATAGRAMS,
+        "{} datagrams in flight on each socket are more than there is room for where they are received: at most \
+         {MOST_DATAGRAMS} (--depth)",
+        config.depth
+    );
+    ensure!(config.reconnect.is_none(), "datagrams have no connections to close and to open again (--reconnect)");
+    ensure!(config.idle == 0, "datagrams have no connections to hold idle (--idle)");
+    Ok(())
 }
 
 /// How long to sleep until `wake`. A poll sleeps for whole milliseconds, so the rest is spun away: what is due must not

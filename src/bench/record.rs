@@ -39,6 +39,10 @@ pub(super) struct Window {
     /// Service times; `None` in a closed loop.
     pub service: Option<Histogram<u64>>,
     pub late: u64,
+    /// Datagrams that came after one that was sent later.
+    pub reordered: u64,
+    /// Datagrams that came again, or after they were given up.
+    pub duplicates: u64,
     pub timeline: Vec<Interval>,
     /// Response times of the interval that runs.
     pub current: Histogram<u64>,
@@ -61,6 +65,8 @@ impl Record {
             response: histogram(),
             service: open_loop.then(histogram),
             late: 0,
+            reordered: 0,
+            duplicates: 0,
             timeline: Vec::new(),
             current: histogram(),
             began: now,
@@ -134,6 +140,20 @@ impl Record {
     pub fn unanswered(&mut self, due: Nanos) {
         if let Some(window) = self.window.as_mut().filter(|window| window.covers(due)) {
             window.messages.unanswered += 1;
+        }
+    }
+
+    /// Notes a datagram that came after one that was sent later.
+    pub fn reordered(&mut self) {
+        if let Some(window) = &mut self.window {
+            window.reordered += 1;
+        }
+    }
+
+    /// Notes a datagram that came again, or after it was given up.
+    pub fn duplicate(&mut self) {
+        if let Some(window) = &mut self.window {
+            window.duplicates += 1;
         }
     }
 

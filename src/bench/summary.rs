@@ -57,6 +57,9 @@ pub struct Run {
     pub response: Latency,
     /// From when a message was sent to its whole reply. Null in a closed loop, where it is the same.
     pub service: Option<Latency>,
+    /// What became of datagrams. Null over streams, which lose nothing.
+    #[serde(default)]
+    pub datagrams: Option<Datagrams>,
     /// The measured window in intervals of a second.
     pub timeline: Vec<Interval>,
     /// What went wrong, by kind, in the whole run.
@@ -153,6 +156,17 @@ pub struct Messages {
     pub missed: u64,
     /// Messages that were sent in the measured window and never answered.
     pub unanswered: u64,
+}
+
+/// What became of the datagrams of the measured window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Datagrams {
+    /// Datagrams that did not come back in time.
+    pub lost: u64,
+    /// Datagrams that came back after one that was sent later.
+    pub reordered: u64,
+    /// Datagrams that came back again, or after they were given up.
+    pub duplicates: u64,
 }
 
 /// A second of the measured window; the last one may be shorter.
@@ -381,6 +395,7 @@ fn ensure_same_test(first: &Run, other: &Run) -> anyhow::Result<()> {
             ("smallest message", smallest.to_string()),
             ("largest message", largest.to_string()),
             ("depth", depth.to_string()),
+            ("kind", if run.datagrams.is_some() { "datagrams" } else { "streams" }.to_owned()),
             ("loop", if rate.is_some() { "open" } else { "closed" }.to_owned()),
             ("messages before a reconnect", reconnect.map_or("no limit".to_owned(), |n| n.to_string())),
         ]
@@ -475,6 +490,12 @@ impl Sum {
         run.messages.sent += other.messages.sent;
         run.messages.missed += other.messages.missed;
         run.messages.unanswered += other.messages.unanswered;
+
+        if let (Some(sum), Some(datagrams)) = (&mut run.datagrams, &other.datagrams) {
+            sum.lost += datagrams.lost;
+            sum.reordered += datagrams.reordered;
+            sum.duplicates += datagrams.duplicates;
+        }
 
         add(&mut self.response, &other.response)?;
         add(&mut self.connect, &other.connections.connect)?;
@@ -598,6 +619,7 @@ pub(super) mod tests {
             messages: Messages { replies: count, bytes: 64 * count, sent: count, missed: 0, unanswered: 0 },
             response: latency_of(latencies),
             service: None,
+            datagrams: None,
             timeline: (0..count)
                 .map(|second| Interval {
                     at: second as f64,

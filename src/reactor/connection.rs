@@ -48,6 +48,17 @@ impl Stream for mio::net::TcpStream {
     }
 }
 
+impl Stream for mio::net::UnixStream {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// Opening a Unix connection does not take time (unix(7)).
+    fn established(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
+}
+
 /// Whether a short `read` or `write` proves that the socket has no more to give or to take.
 ///
 /// It does where the kernel delivers edges (epoll, kqueue). Where mio makes them up from levels (its `poll(2)`
@@ -282,6 +293,11 @@ impl<S: Stream> Connection<S> {
     /// Whether more may be sent.
     pub fn is_open(&self) -> bool {
         self.output == Output::Open
+    }
+
+    /// Whether it has begun to close: nothing more will be sent than what waits.
+    pub fn is_closing(&self) -> bool {
+        matches!(self.output, Output::Finishing | Output::Shut)
     }
 
     /// Whether everything has been sent, the peer has been told, and only its own end is awaited.

@@ -70,6 +70,7 @@ use std::time::{Duration, Instant};
 use indicatif::HumanCount;
 use log::{debug, trace};
 use mio::Token;
+use serde::Serialize;
 use slab::Slab;
 
 use connection::{Connection, Input, Received};
@@ -131,10 +132,31 @@ pub enum Reason {
     Stalled,
     /// Its owner gave it up, as when a stop took too long.
     Cut,
+    /// Its protocol does not want it.
+    Refused,
 }
 
-/// What the reactor counts. All numbers only grow, `live` excepted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+impl From<io::Error> for Reason {
+    fn from(error: io::Error) -> Self {
+        Reason::Failed(error)
+    }
+}
+
+/// What a connection is doing, as far as can be seen from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doing {
+    /// Nothing moved lately.
+    Idle,
+    /// Bytes moved lately.
+    Active,
+    /// It is being closed, and its peer's end is awaited.
+    Closing,
+    /// Bytes wait until its socket is WRITABLE.
+    Waiting,
+}
+
+/// What the reactor counts. All numbers only grow, `waiting` excepted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// Connections made.
     pub made: u64,
@@ -150,10 +172,14 @@ pub struct Counters {
     pub stalled: u64,
     /// Connections given up with bytes unsent or the peer's end unseen.
     pub cut: u64,
+    /// Connections that the protocol refused.
+    pub refused: u64,
     /// Bytes received, those thrown away excepted.
     pub bytes_in: u64,
     /// Bytes that sockets took.
     pub bytes_out: u64,
+    /// Bytes that wait until their sockets are WRITABLE.
+    pub waiting: u64,
     /// Sends of which the socket took only a part.
     pub partial_sends: u64,
     /// Reads that found nothing.
@@ -162,12 +188,17 @@ pub struct Counters {
     pub turns: u64,
     /// Readiness events.
     pub events: u64,
+    /// Turns by the number of their events: see [`TURN_SIZES`].
+    pub turn_sizes: [u64; TURN_SIZES.len()],
 }
+
+/// The classes of [`Counters::turn_sizes`]: up to so many events, and more than those before. `None`: any number.
+pub const TURN_SIZES: [Option<u64>; 8] = [Some(0), Some(1), Some(4), Some(16), Some(64), Some(256), Some(1024), None];
 
 impl Counters {
     /// Connections lost, for whatever reason.
     pub fn lost(&self) -> u64 {
-        self.finished + self.failed + self.idle + self.stalled + self.cut
+        self.finished + self.failed + self.idle + self.stalled + self.cut + self.refused
     }
 
     /// Connections there are.
@@ -188,6 +219,8 @@ pub struct Settings {
     pub idle_timeout: Option<Duration>,
     /// See [`SHORT_IS_CONCLUSIVE`].
     pub short_is_conclusive: bool,
+    /// The token of the first connection; the others' follow. So that several reactors can share a poll.
+    pub first_token: usize,
 }
 
 impl Default for Settings {
@@ -198,6 +231,7 @@ impl Default for Settings {
             read_budget: 256 * 1024,
             idle_timeout: None,
             short_is_conclusive: SHORT_IS_CONCLUSIVE,
+            first_token: 0,
         }
     }
 }
@@ -222,7 +256,8 @@ pub struct Peer<'a, S> {
     token: Token,
     now: Millis,
     conclusive: bool,
-    failure: Option<io::Error>,
+    /// Why the connection is lost when the protocol's call returns.
+    end: Option<Reason>,
 }
 
 impl<'a, S: Stream> Peer<'a, S> {
@@ -233,8 +268,8 @@ impl<'a, S: Stream> Peer<'a, S> {
         now: Millis,
         settings: &Settings,
     ) -> Self {
-        let conclusive = settings.short_is_conclusive;
-        Peer { connection, counters, token: Token(key), now, conclusive, failure: None }
+        let (conclusive, token) = (settings.short_is_conclusive, Token(settings.first_token + key));
+        Peer { connection, counters, token, now, conclusive, end: None }
     }
 
     /// Sends `bytes`: straight to the socket, and what it does not take waits until it is writable again. A failure
@@ -242,13 +277,14 @@ impl<'a, S: Stream> Peer<'a, S> {
     ///
     /// After [`finish`](Peer::finish) nothing is sent.
     pub fn send(&mut self, bytes: &[u8]) {
-        if !self.connection.is_open() || self.failure.is_some() {
+        if !self.connection.is_open() || self.end.is_some() {
             return;
         }
         match self.connection.send(bytes, self.conclusive, self.now) {
             Ok(taken) => {
                 self.counters.bytes_out += taken as u64;
                 if taken < bytes.len() {
+                    self.counters.waiting += (bytes.len() - taken) as u64;
                     self.counters.partial_sends += 1;
                     trace!(
                         "token {}: sent {} of {}; {} wait for WRITABLE",
@@ -261,8 +297,13 @@ impl<'a, S: Stream> Peer<'a, S> {
                     trace!("token {}: sent {} of {}", self.token.0, HumanCount(taken as u64), HumanCount(taken as u64));
                 }
             }
-            Err(error) => self.failure = Some(error),
+            Err(error) => self.end = Some(error.into()),
         }
+    }
+
+    /// Has the connection closed at once, whatever waits, as soon as the protocol's call returns.
+    pub fn refuse(&mut self) {
+        self.end.get_or_insert(Reason::Refused);
     }
 
     /// Closes the connection, after what has been sent has left. What the peer still sends is thrown away.
@@ -312,11 +353,13 @@ impl<'a, S: Stream> Peer<'a, S> {
     /// Sends what waits. Returns whether that drained it.
     fn flush(&mut self) -> io::Result<bool> {
         let waited = self.connection.waiting();
-        let taken = self.connection.flush(self.conclusive, self.now)?;
+        let flushed = self.connection.flush(self.conclusive, self.now);
+        let left = self.connection.waiting();
+        self.counters.waiting -= (waited - left) as u64; // before an error, too, some may have left
+        let taken = flushed?;
         if waited == 0 || taken == 0 {
             return Ok(false);
         }
-        let left = self.connection.waiting();
         self.counters.bytes_out += taken as u64;
         if left > 0 {
             self.counters.partial_sends += 1;
@@ -331,9 +374,9 @@ impl<'a, S: Stream> Peer<'a, S> {
         Ok(left == 0)
     }
 
-    /// The failure of a `send` in the protocol's call, if there was one.
-    fn check(&mut self) -> io::Result<()> {
-        self.failure.take().map_or(Ok(()), Err)
+    /// Whether the protocol's call has ended the connection, by a `send` that failed or by refusing it.
+    fn check(&mut self) -> Result<(), Reason> {
+        self.end.take().map_or(Ok(()), Err)
     }
 }
 
@@ -430,14 +473,15 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         }
         let entry = self.slots.vacant_entry();
         let key = entry.key();
-        let (socket, state) = make(Token(key), &mut self.protocol)?;
+        let token = Token(self.settings.first_token + key);
+        let (socket, state) = make(token, &mut self.protocol)?;
         entry.insert(Slot { connection: Connection::new(socket, connecting, self.now), state });
         self.counters.made += 1;
         self.counters.peak = self.counters.peak.max(self.slots.len() as u64);
         if let Some((timeout, deadlines)) = &mut self.idle {
             deadlines.arm(key, self.now + *timeout, self.now);
         }
-        Ok(Token(key))
+        Ok(token)
     }
 
     /// One turn of the loop: notes what became ready, serves every connection that can make progress once, and
@@ -449,9 +493,13 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     pub fn turn(&mut self, now: Instant, ready: impl IntoIterator<Item = Readiness>) {
         self.now = millis(now.saturating_duration_since(self.began));
         self.counters.turns += 1;
+        let before = self.counters.events;
         for readiness in ready {
             self.mark(readiness);
         }
+        let events = self.counters.events - before;
+        let class = TURN_SIZES.iter().take_while(|bound| bound.is_some_and(|bound| bound < events)).count();
+        self.counters.turn_sizes[class] += 1;
         // Who is queued from here on had its turn and waits for the next one.
         let mut queued = self.ready.len();
         while queued > 0 {
@@ -473,7 +521,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     /// Lets the protocol act on one connection outside of an event, as to send what has become due. Returns whether
     /// the connection was there.
     pub fn with(&mut self, token: Token, act: impl FnOnce(&mut P, &mut Peer<'_, S>, &mut P::State)) -> bool {
-        self.step(token.0, |protocol, peer, state, _| {
+        self.step(self.key(token), |protocol, peer, state, _| {
             act(protocol, peer, state);
             peer.check()
         })
@@ -493,8 +541,9 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
 
     /// Gives up one connection, if it is there.
     pub fn close(&mut self, token: Token) {
-        if self.slots.contains(token.0) {
-            self.remove(token.0, Reason::Cut);
+        let key = self.key(token);
+        if self.slots.contains(key) {
+            self.remove(key, Reason::Cut);
         }
     }
 
@@ -521,10 +570,24 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         &self.counters
     }
 
-    /// The bytes that connections have waiting for WRITABLE, over all of them. Takes time in proportion to their
-    /// number.
-    pub fn waiting(&self) -> usize {
-        self.slots.iter().map(|(_, slot)| slot.connection.waiting()).sum()
+    /// What the connection with this number is doing, if there is one: `Active` if a byte moved within `lately`.
+    /// Numbers are those of the slab's places: they begin at 0, and are used again.
+    pub fn doing(&self, number: usize, lately: Duration) -> Option<Doing> {
+        let connection = &self.slots.get(number)?.connection;
+        Some(if connection.waiting() > 0 {
+            Doing::Waiting
+        } else if connection.is_closing() {
+            Doing::Closing
+        } else if self.now.saturating_sub(connection.moved_at) <= millis(lately) {
+            Doing::Active
+        } else {
+            Doing::Idle
+        })
+    }
+
+    /// The number of places in the slab, those included that are free at present.
+    pub fn places(&self) -> usize {
+        self.slots.capacity()
     }
 
     /// The protocol.
@@ -537,12 +600,18 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         &mut self.protocol
     }
 
+    /// The slab's key of a token; of one that is not this reactor's, a key that nobody has.
+    fn key(&self, token: Token) -> usize {
+        token.0.wrapping_sub(self.settings.first_token)
+    }
+
     fn mark(&mut self, readiness: Readiness) {
         self.counters.events += 1;
-        let key = readiness.token.0;
+        let key = self.key(readiness.token);
         let Some(slot) = self.slots.get_mut(key) else { return };
         trace!(
-            "token {key}: ready:{}{}{}",
+            "token {}: ready:{}{}{}",
+            readiness.token.0,
             if readiness.readable { " READABLE" } else { "" },
             if readiness.writable { " WRITABLE" } else { "" },
             if readiness.read_closed { " READ_CLOSED" } else { "" }
@@ -588,7 +657,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         match peer.receive(&mut self.scratch[at..at + self.settings.read_size]) {
             Ok(received) => Some(Arrival { key, at, received: Some(received) }),
             Err(error) => {
-                self.remove(key as usize, Reason::Failed(error));
+                self.remove(key as usize, error.into());
                 None
             }
         }
@@ -613,12 +682,12 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     fn step(
         &mut self,
         key: usize,
-        act: impl FnOnce(&mut P, &mut Peer<'_, S>, &mut P::State, &mut [u8]) -> io::Result<()>,
+        act: impl FnOnce(&mut P, &mut Peer<'_, S>, &mut P::State, &mut [u8]) -> Result<(), Reason>,
     ) -> bool {
         let Some(Slot { connection, state }) = self.slots.get_mut(key) else { return false };
         let mut peer = Peer::new(connection, &mut self.counters, key, self.now, &self.settings);
-        let over = act(&mut self.protocol, &mut peer, state, &mut self.scratch).and_then(|()| peer.connection.settle());
-        match over {
+        let acted = act(&mut self.protocol, &mut peer, state, &mut self.scratch);
+        match acted.and_then(|()| Ok(peer.connection.settle()?)) {
             Ok(true) => self.remove(key, Reason::Finished),
             Ok(false) => {
                 if connection.is_lingering() {
@@ -626,7 +695,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
                 }
                 self.queue(key);
             }
-            Err(error) => self.remove(key, Reason::Failed(error)),
+            Err(reason) => self.remove(key, reason),
         }
         true
     }
@@ -703,10 +772,13 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             Reason::Idle => (&mut self.counters.idle, &"idle"),
             Reason::Stalled => (&mut self.counters.stalled, &"stalled: its peer takes nothing"),
             Reason::Cut => (&mut self.counters.cut, &"cut"),
+            Reason::Refused => (&mut self.counters.refused, &"refused"),
         };
         *count += 1;
-        debug!("token {key}: closed: {cause}");
-        self.protocol.lost(Token(key), slot.state, &reason);
+        self.counters.waiting -= slot.connection.waiting() as u64;
+        let token = Token(self.settings.first_token + key);
+        debug!("token {}: closed: {cause}", token.0);
+        self.protocol.lost(token, slot.state, &reason);
         // Dropping the socket closes it, and closing takes it out of the poll.
     }
 }
@@ -720,7 +792,7 @@ fn drive<S: Stream, P: Protocol<S>>(
     mut first: Option<(Received, &[u8])>,
     scratch: &mut [u8],
     budget: usize,
-) -> io::Result<()> {
+) -> Result<(), Reason> {
     if peer.connection.is_connecting() {
         if !peer.connection.establish()? {
             return Ok(());

@@ -12,14 +12,15 @@
 //! it reaches through [`Accept`].
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 use mio::Token;
 
-use super::echo::Echo;
-use crate::reactor::{Reactor, Readiness, Stream};
+use super::access::Refusal;
+use super::tokens;
+use crate::reactor::{Protocol, Reactor, Readiness, Stream};
+use crate::socket::Origin;
 
 /// Connections accepted from one listener in a turn before the connections get theirs.
 const ACCEPT_BUDGET: usize = 64;
@@ -43,10 +44,18 @@ pub trait Accept {
     ///
     /// What the kernel reports (accept(2), epoll_ctl(2)); `WouldBlock` if nobody waits. A peer that was accepted and
     /// could not be registered must not be dropped, but returned by a later call.
-    fn accept(&mut self, token: Token) -> io::Result<(Self::Stream, SocketAddr)>;
+    fn accept(&mut self, token: Token) -> io::Result<(Self::Stream, Origin)>;
+}
+
+/// A protocol whose connections are accepted, and may be refused.
+pub(super) trait Welcome<S: Stream>: Protocol<S> {
+    /// What is to be remembered about somebody who has come at `now`, or why it is turned away. It is closed at once
+    /// then, and its token is another's.
+    fn welcome(&mut self, token: Token, origin: Origin, now: Instant) -> Result<Self::State, Refusal>;
 }
 
 struct Door<A> {
+    token: Token,
     listener: A,
     /// Its last accept did not say WouldBlock, so somebody may be waiting whom no edge will announce.
     owed: bool,
@@ -77,17 +86,12 @@ pub(super) struct Acceptor<A> {
     pub pauses: u64,
 }
 
-/// Listeners' tokens, counted from the top; connections' tokens are slab keys, counted from the bottom.
-pub(super) fn token(listener: usize) -> Token {
-    Token(usize::MAX - 2 - listener)
-}
-
 impl<A: Accept> Acceptor<A> {
-    /// Accepts from `listeners`, which are registered under [`token`], at most `max_connections` at once and
+    /// Accepts from `listeners`, which are registered under these tokens, at most `max_connections` at once and
     /// `accept_limit` in all.
-    pub fn new(listeners: Vec<A>, max_connections: usize, accept_limit: Option<u64>) -> Self {
+    pub fn new(listeners: Vec<(Token, A)>, max_connections: usize, accept_limit: Option<u64>) -> Self {
         Acceptor {
-            doors: listeners.into_iter().map(|listener| Door { listener, owed: false }).collect(),
+            doors: listeners.into_iter().map(|(token, listener)| Door { token, listener, owed: false }).collect(),
             max_connections,
             left: accept_limit,
             pause: None,
@@ -101,8 +105,10 @@ impl<A: Accept> Acceptor<A> {
 
     /// Notes a listener's readiness. Returns whether it was a listener's.
     pub fn mark(&mut self, readiness: &Readiness) -> bool {
-        let number = (usize::MAX - 2).wrapping_sub(readiness.token.0);
-        match self.doors.get_mut(number) {
+        if tokens::is_echo(readiness.token) {
+            return false; // nearly all are
+        }
+        match self.doors.iter_mut().find(|door| door.token == readiness.token) {
             Some(door) => {
                 door.owed = true;
                 true
@@ -112,7 +118,7 @@ impl<A: Accept> Acceptor<A> {
     }
 
     /// Accepts whom it owes an accept, within the budget.
-    pub fn accept(&mut self, now: Instant, reactor: &mut Reactor<A::Stream, Echo>) {
+    pub fn accept<P: Welcome<A::Stream>>(&mut self, now: Instant, reactor: &mut Reactor<A::Stream, P>) {
         if self.doors.is_empty() || self.is_paused(now, reactor.len()) {
             return;
         }
@@ -126,7 +132,12 @@ impl<A: Accept> Acceptor<A> {
     }
 
     /// Accepts from one listener. Returns whether the others may accept too.
-    fn accept_from(&mut self, number: usize, now: Instant, reactor: &mut Reactor<A::Stream, Echo>) -> bool {
+    fn accept_from<P: Welcome<A::Stream>>(
+        &mut self,
+        number: usize,
+        now: Instant,
+        reactor: &mut Reactor<A::Stream, P>,
+    ) -> bool {
         for _ in 0..ACCEPT_BUDGET {
             let door = &mut self.doors[number];
             if !door.owed {
@@ -136,12 +147,23 @@ impl<A: Accept> Acceptor<A> {
                 self.pause(Pause::Full, now, &format!("{} connections are open", reactor.len()));
                 return false;
             }
-            let accepted = reactor.open(|token, echo| {
-                let (stream, peer) = door.listener.accept(token)?;
-                debug!("token {}: accepted {peer}", token.0);
-                Ok((stream, echo.state(peer)))
+            let mut refused = false;
+            let accepted = reactor.open(|token, protocol| {
+                let (stream, origin) = door.listener.accept(token)?;
+                match protocol.welcome(token, origin, now) {
+                    Ok(state) => {
+                        debug!("token {}: accepted {origin}", token.0);
+                        Ok((stream, state))
+                    }
+                    Err(refusal) => {
+                        debug!("refused {origin}: {refusal}");
+                        refused = true;
+                        Err(io::ErrorKind::PermissionDenied.into())
+                    }
+                }
             });
             match accepted {
+                Err(_) if refused => {}
                 Ok(_) => {
                     self.backoff = PAUSE.0;
                     self.left = self.left.map(|left| left - 1);
@@ -212,6 +234,11 @@ impl<A: Accept> Acceptor<A> {
     pub fn close(&mut self) {
         self.doors.clear();
         self.pause = None;
+    }
+
+    /// The most connections at once.
+    pub fn max_connections(&self) -> usize {
+        self.max_connections
     }
 
     /// Whether listening has ended.

@@ -6,15 +6,29 @@
 //! bytes that are a proper beginning of it, or it and a CR whose LF is still to come, stay pending.
 //!
 //! Without those options bytes are never looked at, and a connection has no state here beyond a null pointer.
+//!
+//! Who is echoed to is the [`Gate`]'s to say. Usually that is asked before there is a connection; if a proxy tells for
+//! whom it speaks, it is asked when its header has come, and none of the header is echoed.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use log::debug;
 use memchr::memchr;
+use mio::Token;
 
+use super::Config;
+use super::acceptor::Welcome;
+use super::access::{AccessOptions, Gate, Refusal};
 use super::printer::Printer;
-use crate::reactor::{Peer, Protocol, Stream};
+use super::proxy::{self, Header};
+use crate::reactor::{Peer, Protocol, Reason, Stream};
+use crate::socket::Origin;
+
+/// How long a proxy may take to say for whom it speaks.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The most of a message that is kept to be printed in one piece, in bytes.
 const PRINT_PIECE: usize = 64 * 1024;
@@ -22,6 +36,11 @@ const PRINT_PIECE: usize = 64 * 1024;
 /// The echo protocol.
 pub struct Echo {
     rules: Option<Rules>,
+    pub(super) gate: Gate,
+    /// Connections begin with a PROXY header.
+    proxied: bool,
+    /// Connections whose header may still be missing, and when they came: the first to come is the first in it.
+    headers_due: VecDeque<(Instant, Token)>,
 }
 
 /// What is done with messages.
@@ -31,26 +50,111 @@ struct Rules {
     terminator: Option<Vec<u8>>,
     limit: Option<u64>,
     printer: Option<Printer>,
+    /// Messages, over all connections.
+    count: u64,
 }
 
 impl Echo {
-    /// An echo that closes a connection after a message equal to `terminator` or after `limit` messages.
+    /// An echo to everybody that closes a connection after a message equal to `terminator` or after `limit` messages.
     pub fn new(terminator: Option<&[u8]>, limit: Option<u64>) -> Self {
-        Echo::printing(terminator, limit, None)
+        Echo::with(terminator, limit, None, &AccessOptions::default())
     }
 
-    /// The same, and messages are printed with `printer`.
-    pub(super) fn printing(terminator: Option<&[u8]>, limit: Option<u64>, printer: Option<Printer>) -> Self {
-        if terminator.is_none() && limit.is_none() && printer.is_none() {
-            return Echo { rules: None };
-        }
+    /// What `config` asks for; messages are printed with `printer`.
+    pub(super) fn configured(config: &Config, printer: Option<Printer>) -> Self {
+        Echo::with(config.terminator.as_deref(), config.message_limit, printer, &config.access)
+    }
+
+    fn with(terminator: Option<&[u8]>, limit: Option<u64>, printer: Option<Printer>, access: &AccessOptions) -> Self {
+        let looks = terminator.is_some() || limit.is_some() || printer.is_some();
         let terminator = terminator.map(|word| [word, b"\r"].concat());
-        Echo { rules: Some(Rules { terminator, limit, printer }) }
+        Echo {
+            rules: looks.then_some(Rules { terminator, limit, printer, count: 0 }),
+            gate: Gate::new(access),
+            proxied: access.proxy_protocol,
+            headers_due: VecDeque::new(),
+        }
     }
 
     /// What is to be remembered about a new connection.
-    pub fn state(&self, peer: SocketAddr) -> Option<Box<Messages>> {
-        self.rules.as_ref().map(|_| Box::new(Messages::new(peer)))
+    pub fn state(&self, origin: Origin, now: Instant) -> Option<Box<Session>> {
+        let needed = self.rules.is_some() || self.proxied || self.gate.counts();
+        needed.then(|| {
+            let header = self.proxied.then(|| Awaited { since: now, bytes: Vec::new() });
+            Box::new(Session { header, messages: Messages::new(origin) })
+        })
+    }
+
+    /// Messages so far, if they are counted.
+    pub(super) fn messages(&self) -> Option<u64> {
+        self.rules.as_ref().map(|rules| rules.count)
+    }
+
+    /// When the next connection without a header has had its time.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.headers_due.front().map(|&(since, _)| since + HEADER_TIMEOUT)
+    }
+
+    /// Takes the next connection whose time for its header has passed, for [`judge_late`](Echo::judge_late).
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Instant, Token)> {
+        self.next_due().filter(|&due| due <= now)?;
+        self.headers_due.pop_front()
+    }
+
+    /// Refuses a connection if it is the one that came then, and its header has not come.
+    pub(super) fn judge_late<S: Stream>(
+        &mut self,
+        peer: &mut Peer<'_, S>,
+        state: &Option<Box<Session>>,
+        since: Instant,
+    ) {
+        let awaited = state.as_ref().and_then(|session| session.header.as_ref());
+        if awaited.is_some_and(|awaited| awaited.since == since) {
+            debug!("token {}: no PROXY header within {HEADER_TIMEOUT:?}", peer.token().0);
+            self.gate.refuse(Refusal::Header);
+            peer.refuse();
+        }
+    }
+
+    /// Prints a datagram, if messages are printed.
+    pub(super) fn print_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
+        if let Some(Rules { printer: Some(printer), .. }) = &mut self.rules {
+            print(printer, Origin::Ip(from), bytes, More::None);
+        }
+    }
+
+    /// Takes a connection's next bytes as far as they are its header, and returns the rest of them.
+    fn take_header<'a>(&mut self, session: &mut Session, bytes: &'a [u8]) -> Result<&'a [u8], Refusal> {
+        let Some(awaited) = &mut session.header else { return Ok(bytes) };
+        let before = awaited.bytes.len();
+        // Nearly always the header comes whole, and is looked at where it is.
+        let header = if before == 0 {
+            proxy::parse(bytes)
+        } else {
+            awaited.bytes.extend_from_slice(bytes);
+            proxy::parse(&awaited.bytes)
+        };
+        match header {
+            Header::Incomplete => {
+                if before == 0 {
+                    awaited.bytes.extend_from_slice(bytes);
+                }
+                Ok(&[])
+            }
+            Header::Complete { length, source } => {
+                let origin = source.map_or(session.messages.peer, Origin::Ip);
+                self.gate.admit(origin)?;
+                debug!("{} speaks for {origin}", session.messages.peer);
+                session.messages.peer = origin;
+                session.header = None;
+                Ok(&bytes[length - before..])
+            }
+            Header::Malformed(cause) => {
+                debug!("{}: no PROXY header: {cause}", session.messages.peer);
+                self.gate.refuse(Refusal::Header);
+                Err(Refusal::Header)
+            }
+        }
     }
 
     /// Has written what was printed. To be called once a turn.
@@ -69,14 +173,22 @@ impl Echo {
 }
 
 impl<S: Stream> Protocol<S> for Echo {
-    type State = Option<Box<Messages>>;
+    type State = Option<Box<Session>>;
 
     fn received(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State, bytes: &[u8]) {
-        let (Some(rules), Some(messages)) = (&mut self.rules, state) else {
+        let Some(session) = state else {
             peer.send(bytes);
             return;
         };
-        match messages.receive(rules, bytes) {
+        let Ok(bytes) = self.take_header(session, bytes) else {
+            peer.refuse();
+            return;
+        };
+        let Some(rules) = &mut self.rules else {
+            peer.send(bytes);
+            return;
+        };
+        match session.messages.receive(rules, bytes) {
             After::GoOn => peer.send(bytes),
             After::Close { echo } => {
                 peer.send(&bytes[..echo]);
@@ -86,19 +198,58 @@ impl<S: Stream> Protocol<S> for Echo {
     }
 
     fn dry(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State) {
-        if let (Some(rules), Some(messages)) = (&mut self.rules, state)
-            && messages.run_dry(rules)
+        if let (Some(rules), Some(session)) = (&mut self.rules, state)
+            && session.messages.run_dry(rules)
         {
             peer.finish();
         }
     }
 
     fn ended(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State) {
-        if let (Some(rules), Some(messages)) = (&mut self.rules, state) {
-            messages.end_of_stream(rules);
+        match (&mut self.rules, state) {
+            (_, Some(session)) if session.header.is_some() => {
+                self.gate.refuse(Refusal::Header);
+                peer.refuse();
+            }
+            (Some(rules), Some(session)) => session.messages.end_of_stream(rules),
+            _ => {}
         }
         peer.finish();
     }
+
+    fn lost(&mut self, _: Token, state: Self::State, _: &Reason) {
+        if let Some(session) = state
+            && session.header.is_none()
+            && self.gate.counts()
+        {
+            self.gate.leave(session.messages.peer);
+        }
+    }
+}
+
+impl<S: Stream> Welcome<S> for Echo {
+    fn welcome(&mut self, token: Token, origin: Origin, now: Instant) -> Result<Self::State, Refusal> {
+        self.gate.arrive(now)?;
+        if self.proxied {
+            self.headers_due.push_back((now, token));
+        } else {
+            self.gate.admit(origin)?;
+        }
+        Ok(self.state(origin, now))
+    }
+}
+
+/// What is remembered about a connection, if anything is.
+pub struct Session {
+    /// The PROXY header that is to come. Until it has, the connection has not been let in.
+    header: Option<Awaited>,
+    messages: Messages,
+}
+
+/// A header, as far as it has come.
+struct Awaited {
+    since: Instant,
+    bytes: Vec<u8>,
 }
 
 /// What is to be done after a piece of the stream has been looked at.
@@ -131,8 +282,8 @@ enum End {
 
 /// The messages of one connection: how many there have been, and what is known of the pending one. Only its length
 /// and whether it can still be the terminator; a message of a gigabyte takes no more room than an empty one.
-pub struct Messages {
-    peer: SocketAddr,
+struct Messages {
+    peer: Origin,
     count: u64,
     pending: Pending,
     /// The pending message's bytes, as far as they are still to be printed. Empty if nothing is printed.
@@ -140,7 +291,7 @@ pub struct Messages {
 }
 
 impl Messages {
-    fn new(peer: SocketAddr) -> Self {
+    fn new(peer: Origin) -> Self {
         Messages { peer, count: 0, pending: NOTHING, unprinted: Vec::new() }
     }
 
@@ -201,6 +352,7 @@ impl Messages {
         });
         self.pending = NOTHING;
         self.count += 1;
+        rules.count += 1;
         if let Some(printer) = &mut rules.printer {
             let message = std::mem::take(&mut self.unprinted);
             let message = match message.strip_suffix(b"\r") {
@@ -221,7 +373,7 @@ enum More {
 }
 
 /// Prints a message, or a piece of one, on a line.
-fn print(printer: &mut Printer, peer: SocketAddr, message: &[u8], more: More) {
+fn print(printer: &mut Printer, peer: Origin, message: &[u8], more: More) {
     printer.print(|out| {
         write!(out, "{peer} ")?;
         write_escaped(out, message)?;
@@ -288,9 +440,10 @@ mod tests {
     impl Session {
         fn new(terminator: Option<&str>, limit: Option<u64>) -> Self {
             let printed = Shared::default();
-            let echo =
-                Echo::printing(terminator.map(str::as_bytes), limit, Some(Printer::new(printed.clone()).unwrap()));
-            let messages = Messages::new("127.0.0.1:1".parse().unwrap());
+            let printer = Printer::new(printed.clone()).unwrap();
+            let access = AccessOptions::default();
+            let echo = Echo::with(terminator.map(str::as_bytes), limit, Some(printer), &access);
+            let messages = Messages::new(Origin::Ip("127.0.0.1:1".parse().unwrap()));
             Session { rules: echo.rules.unwrap(), messages, printed }
         }
 

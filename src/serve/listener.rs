@@ -1,15 +1,21 @@
-//! Real listening sockets: bound, with their options set, and handed to mio.
+//! Real listening sockets: bound or inherited, with their options set, and handed to mio.
 
-use std::io;
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Path, PathBuf};
 
 use log::warn;
-use mio::net::{TcpListener, TcpStream};
-use mio::{Registry, Token};
-use socket2::{Domain, Protocol, Socket, Type};
+use mio::net::{TcpListener, UnixListener};
+use mio::{Interest, Registry, Token};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
 use super::acceptor::Accept;
+use crate::address::Endpoint;
 use crate::reactor::Poller;
+use crate::socket::{Origin, Socket};
 
 /// The options of listening sockets. Connections inherit those of theirs, which saves a system call each.
 #[derive(Debug, Clone)]
@@ -23,21 +29,32 @@ pub struct SocketOptions {
     pub send_buffer: Option<usize>,
     /// Leave Nagle's algorithm on (RFC 896), which delays small sends; `false` sets `TCP_NODELAY`.
     pub nagle: bool,
+    /// Let other processes listen on the same addresses (`SO_REUSEPORT`); the kernel shares the connections out.
+    pub reuse_port: bool,
 }
 
 impl Default for SocketOptions {
     fn default() -> Self {
-        SocketOptions { backlog: 4096, recv_buffer: None, send_buffer: None, nagle: false }
+        SocketOptions { backlog: 4096, recv_buffer: None, send_buffer: None, nagle: false, reuse_port: false }
     }
 }
 
-/// A listening TCP socket in the poll.
+/// A listening socket of either family in the poll.
 #[derive(Debug)]
 pub(super) struct Listener {
-    socket: TcpListener,
+    socket: Listening,
+    options: SocketOptions,
     registry: Registry,
     /// Accepted, but the poll had no room for it; the peer is kept until it has.
-    unregistered: Option<(std::net::TcpStream, SocketAddr)>,
+    unregistered: Option<(Socket, Origin)>,
+    /// The file that goes when the listener does.
+    _file: Option<SocketFile>,
+}
+
+#[derive(Debug)]
+enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
 }
 
 impl Listener {
@@ -46,54 +63,194 @@ impl Listener {
     /// # Errors
     ///
     /// What the kernel reports, as when the address is in use or needs a privilege (bind(2)).
-    pub fn bind(address: SocketAddr, options: &SocketOptions, registry: &Registry, token: Token) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    pub fn tcp(address: SocketAddr, options: &SocketOptions, registry: &Registry, token: Token) -> io::Result<Self> {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A server that is restarted may have connections of its former life in TIME_WAIT.
         socket.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            // [::] means IPv6 alone, whatever the system's default, so that 0.0.0.0 can stand beside it.
-            socket.set_only_v6(true)?;
-        }
+        prepare(&socket, address, options)?;
         socket.set_tcp_nodelay(!options.nagle)?;
         // A peer that vanished, without a word from its kernel, is found out in the end: after two hours of silence,
         // unless the system's settings say otherwise (tcp(7), on `tcp_keepalive_time`).
         socket.set_keepalive(true)?;
-        // Before listening, because the window scale is settled in the handshake (tcp(7)).
-        if let Some(size) = options.recv_buffer {
-            socket.set_recv_buffer_size(size)?;
-        }
-        if let Some(size) = options.send_buffer {
-            socket.set_send_buffer_size(size)?;
-        }
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        socket.set_nonblocking(true)?;
-        let mut socket = TcpListener::from_std(socket.into());
-        registry.register(&mut socket, token, mio::Interest::READABLE)?;
-        Ok(Listener { socket, registry: registry.try_clone()?, unregistered: None })
+        Listener::inherited_tcp(socket.into(), options, registry, token)
     }
 
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+    /// Listens on the socket file `path`, with `token` in the poll of `registry`. A file that a server has left behind
+    /// which is not there any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports; `AddrInUse` if somebody listens on it, `AlreadyExists` if it is another kind of file.
+    pub fn unix(path: &Path, options: &SocketOptions, registry: &Registry, token: Token) -> io::Result<Self> {
+        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let address = SockAddr::unix(path)?;
+        match socket.bind(&address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                remove_stale(path)?;
+                socket.bind(&address)?;
+            }
+            bound => bound?,
+        }
+        let file = SocketFile::of(path)?;
+        socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+        let listener = Listener::inherited_unix(socket.into(), options, registry, token)?;
+        Ok(Listener { _file: Some(file), ..listener })
+    }
+
+    /// Takes over a socket that listens already.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports, as when there is no descriptor left.
+    pub fn inherited_tcp(
+        socket: std::net::TcpListener,
+        options: &SocketOptions,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let inherited = SockRef::from(&socket);
+        inherited.set_tcp_nodelay(!options.nagle)?;
+        inherited.set_keepalive(true)?;
+        let mut socket = TcpListener::from_std(socket);
+        registry.register(&mut socket, token, Interest::READABLE)?;
+        Listener::new(Listening::Tcp(socket), options, registry)
+    }
+
+    /// Takes over a socket that listens already. Its file is its maker's.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports, as when there is no descriptor left.
+    pub fn inherited_unix(
+        socket: StdUnixListener,
+        options: &SocketOptions,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let mut socket = UnixListener::from_std(socket);
+        registry.register(&mut socket, token, Interest::READABLE)?;
+        Listener::new(Listening::Unix(socket), options, registry)
+    }
+
+    fn new(socket: Listening, options: &SocketOptions, registry: &Registry) -> io::Result<Self> {
+        let (options, registry) = (options.clone(), registry.try_clone()?);
+        Ok(Listener { socket, options, registry, unregistered: None, _file: None })
+    }
+
+    /// Where it listens, with the real port.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports (getsockname(2)).
+    pub fn endpoint(&self) -> io::Result<Endpoint> {
+        Ok(match &self.socket {
+            Listening::Tcp(socket) => Endpoint::Tcp(socket.local_addr()?),
+            Listening::Unix(socket) => {
+                Endpoint::Unix(socket.local_addr()?.as_pathname().map_or_else(PathBuf::new, Path::to_owned))
+            }
+        })
+    }
+
+    fn take(&mut self) -> io::Result<(Socket, Origin)> {
+        if let Some((socket, origin)) = self.unregistered.take() {
+            return Ok((socket.renew(), origin));
+        }
+        Ok(match &self.socket {
+            Listening::Tcp(socket) => {
+                let (stream, peer) = socket.accept()?;
+                (Socket::Tcp(stream), Origin::Ip(peer))
+            }
+            Listening::Unix(socket) => {
+                let (stream, _) = socket.accept()?;
+                // Of a Unix listener its connections inherit nothing.
+                let accepted = SockRef::from(&stream);
+                if let Some(size) = self.options.recv_buffer {
+                    accepted.set_recv_buffer_size(size)?;
+                }
+                if let Some(size) = self.options.send_buffer {
+                    accepted.set_send_buffer_size(size)?;
+                }
+                (Socket::Unix(stream), Origin::Unix)
+            }
+        })
     }
 }
 
 impl Accept for Listener {
-    type Stream = TcpStream;
+    type Stream = Socket;
 
-    fn accept(&mut self, token: Token) -> io::Result<(TcpStream, SocketAddr)> {
-        let (mut stream, peer) = match self.unregistered.take() {
-            Some((stream, peer)) => (TcpStream::from_std(stream), peer),
-            None => self.socket.accept()?,
-        };
+    fn accept(&mut self, token: Token) -> io::Result<(Socket, Origin)> {
+        let (mut stream, origin) = self.take()?;
         match self.registry.register(&mut stream, token, Poller::interest()) {
-            Ok(()) => Ok((stream, peer)),
+            Ok(()) => Ok((stream, origin)),
             Err(error) => {
-                self.unregistered = Some((stream.into(), peer));
+                self.unregistered = Some((stream, origin));
                 Err(error)
             }
         }
     }
+}
+
+/// Sets the options that a socket of the internet families must have before it is bound.
+pub(super) fn prepare(socket: &socket2::Socket, address: SocketAddr, options: &SocketOptions) -> io::Result<()> {
+    if address.is_ipv6() {
+        // [::] means IPv6 alone, whatever the system's default, so that 0.0.0.0 can stand beside it.
+        socket.set_only_v6(true)?;
+    }
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    // Before listening, because the window scale is settled in the handshake (tcp(7)).
+    if let Some(size) = options.recv_buffer {
+        socket.set_recv_buffer_size(size)?;
+    }
+    if let Some(size) = options.send_buffer {
+        socket.set_send_buffer_size(size)?;
+    }
+    Ok(())
+}
+
+/// Removes the socket file of a server that is not there any more.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    if !fs::metadata(path)?.file_type().is_socket() {
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "the file exists, and is no socket"));
+    }
+    match Socket::connect_unix(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+        // It was accepted, or waits for that, or may not connect: somebody is there, or may be.
+        Ok(_) | Err(_) => Err(io::Error::new(ErrorKind::AddrInUse, "somebody listens on it")),
+    }
+}
+
+/// A socket file of our own, removed when this is dropped unless it has become somebody else's.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    /// Its device and its inode.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(SocketFile { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Says so if the kernel will cut the backlog that was asked for (listen(2), on `somaxconn`).
@@ -111,24 +268,29 @@ pub(super) fn check_backlog(backlog: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::ErrorKind;
-    use std::os::fd::AsRawFd;
+    use std::io::Read;
+    use std::os::fd::{AsFd, AsRawFd};
 
-    use mio::Interest;
     use mio::unix::SourceFd;
 
     /// A connection accepted from a listener with these options.
-    fn accepted(options: &SocketOptions) -> Socket {
+    fn accepted(options: &SocketOptions) -> socket2::Socket {
         let poll = mio::Poll::new().unwrap();
         let any = "127.0.0.1:0".parse().unwrap();
-        let mut listener = Listener::bind(any, options, poll.registry(), Token(0)).unwrap();
-        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut listener = Listener::tcp(any, options, poll.registry(), Token(0)).unwrap();
+        let _client = dial(&listener);
         loop {
             match listener.accept(Token(1)) {
-                Ok((stream, _)) => return std::net::TcpStream::from(stream).into(),
+                Ok((Socket::Tcp(stream), _)) => return std::net::TcpStream::from(stream).into(),
+                Ok(other) => panic!("{other:?}"),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         }
+    }
+
+    fn dial(listener: &Listener) -> std::net::TcpStream {
+        let Endpoint::Tcp(address) = listener.endpoint().unwrap() else { unreachable!() };
+        std::net::TcpStream::connect(address).unwrap()
     }
 
     #[test]
@@ -152,21 +314,63 @@ mod tests {
     fn a_peer_that_cannot_be_registered_is_kept() {
         let poll = mio::Poll::new().unwrap();
         let any = "127.0.0.1:0".parse().unwrap();
-        let mut listener = Listener::bind(any, &SocketOptions::default(), poll.registry(), Token(0)).unwrap();
-        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut listener = Listener::tcp(any, &SocketOptions::default(), poll.registry(), Token(0)).unwrap();
+        let client = dial(&listener);
         let accepted = loop {
-            match listener.socket.accept() {
+            match listener.take() {
                 Ok(accepted) => break accepted,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         };
-        let descriptor = accepted.0.as_raw_fd();
+        let Socket::Tcp(stream) = &accepted.0 else { unreachable!() };
+        let descriptor = stream.as_raw_fd();
         // Registered already, so that it cannot be.
         poll.registry().register(&mut SourceFd(&descriptor), Token(2), Interest::READABLE).unwrap();
-        listener.unregistered = Some((accepted.0.into(), accepted.1));
+        listener.unregistered = Some(accepted);
         assert_eq!(listener.accept(Token(1)).unwrap_err().kind(), ErrorKind::AlreadyExists);
         poll.registry().deregister(&mut SourceFd(&descriptor)).unwrap();
-        assert_eq!(listener.accept(Token(1)).unwrap().1, client.local_addr().unwrap());
+        assert_eq!(listener.accept(Token(1)).unwrap().1, Origin::Ip(client.local_addr().unwrap()));
         assert_eq!(listener.accept(Token(1)).unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_socket_file_is_replaced_only_when_nobody_listens_and_goes_with_its_listener() {
+        let poll = mio::Poll::new().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listen = || Listener::unix(&path, &SocketOptions::default(), poll.registry(), Token(0));
+        let listener = listen().unwrap();
+        assert_eq!(listener.endpoint().unwrap(), Endpoint::Unix(path.clone()));
+        assert_eq!(listen().unwrap_err().kind(), ErrorKind::AddrInUse, "it is in use");
+        drop(listener);
+        assert!(!path.exists());
+        // As a server leaves it that was killed: nobody listens, and the file is there.
+        drop(StdUnixListener::bind(&path).unwrap());
+        let listener = listen().unwrap();
+        // Somebody else has taken the name: it is not ours to remove.
+        fs::remove_file(&path).unwrap();
+        let _other = StdUnixListener::bind(&path).unwrap();
+        drop(listener);
+        assert!(path.exists());
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "precious").unwrap();
+        assert_eq!(listen().unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn unix_connections_get_the_options_of_their_listener() {
+        let poll = mio::Poll::new().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let options = SocketOptions { send_buffer: Some(50_000), ..SocketOptions::default() };
+        let mut listener = Listener::unix(&path, &options, poll.registry(), Token(0)).unwrap();
+        let mut client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let (socket, origin) = listener.accept(Token(1)).unwrap();
+        assert_eq!(origin, Origin::Unix);
+        let Socket::Unix(stream) = &socket else { unreachable!() };
+        assert!([50_000, 100_000].contains(&SockRef::from(&stream.as_fd()).send_buffer_size().unwrap()));
+        drop(socket);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
     }
 }

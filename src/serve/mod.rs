@@ -1,20 +1,26 @@
 //! The echo server: one thread, one poll, any number of connections.
 //!
-//! [`Server`] binds the listeners, takes signals into the loop and polls. `Service` is everything else, and is
-//! given readiness, the time and listeners from outside, so that a test can play the kernel to the whole of it.
+//! [`Server`] binds the sockets, takes signals into the loop and polls. `Service` is the echo over streams, and is given
+//! readiness, the time and listeners from outside, so that a test can play the kernel to the whole of it. Beside it on
+//! the same poll are datagrams, and whoever looks inside.
 
 mod acceptor;
+mod access;
+mod datagrams;
 mod echo;
+mod inside;
 mod listener;
 mod printer;
+mod proxy;
 #[cfg(test)]
 mod simulation;
 mod stats;
+mod supervisor;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -22,23 +28,35 @@ use indicatif::HumanCount;
 use log::{info, warn};
 use signal_hook::low_level::signal_name;
 
-use crate::address::Address;
+use crate::address::{Address, DEFAULT, Endpoint};
 use crate::limits;
-use crate::reactor::{Counters, Poller, Reactor, Readiness, Settings};
+use crate::reactor::{Counters, Doing, Poller, Reactor, Readiness, Settings};
 use crate::signals::{self, Request, StopSignals};
 use acceptor::{Accept, Acceptor};
+use access::DatagramGate;
+use datagrams::{Datagrams, UdpPort};
+use inside::{Inside, Seen, Snapshot};
 use listener::Listener;
+use mio::Token;
 use printer::Printer;
+use supervisor::{Inherited, Supervisor};
 
-pub use echo::{Echo, Messages};
+pub use access::{AccessOptions, Refusal, Refusals};
+pub use datagrams::DatagramCounters;
+pub use echo::{Echo, Session};
 pub use listener::SocketOptions;
 pub use stats::Summary;
 
 /// What a server is to do.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where to listen. A host name means all its addresses.
+    /// Where to listen; a host name means all its addresses. None: on the sockets that a supervisor has handed over,
+    /// and if there are none either, at the [default address](crate::address::DEFAULT).
     pub addresses: Vec<Address>,
+    /// Where to show, over HTTP, what goes on inside.
+    pub http: Vec<Address>,
+    /// Who may come in.
+    pub access: AccessOptions,
     /// Close a connection after echoing a message equal to this.
     pub terminator: Option<Vec<u8>>,
     /// Close a connection after echoing so many messages; at least 1.
@@ -62,10 +80,12 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// Listens nowhere, and echoes without limits.
+    /// Echoes to everybody, without limits.
     fn default() -> Self {
         Config {
             addresses: Vec::new(),
+            http: Vec::new(),
+            access: AccessOptions::default(),
             terminator: None,
             message_limit: None,
             accept_limit: None,
@@ -93,8 +113,16 @@ pub enum Ending {
 pub struct Server {
     poller: Poller,
     signals: StopSignals,
-    local_addrs: Vec<SocketAddr>,
+    supervisor: Supervisor,
+    endpoints: Vec<Endpoint>,
     service: Service<Listener>,
+    datagrams: Datagrams<UdpPort>,
+    /// There is no listener, so that having none is no end.
+    datagrams_only: bool,
+    inside: Option<Inside>,
+    stopping: bool,
+    began: Instant,
+    asleep: Duration,
 }
 
 impl Server {
@@ -108,32 +136,54 @@ impl Server {
         let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;
         let signals = StopSignals::new(poller.registry())?;
         listener::check_backlog(config.sockets.backlog);
-        let mut listeners = Vec::new();
-        let mut local_addrs = Vec::new();
-        for address in &config.addresses {
-            let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
-            for found in resolved {
-                let token = acceptor::token(listeners.len());
-                let listener = Listener::bind(found, &config.sockets, poller.registry(), token)
-                    .with_context(|| format!("cannot listen on {}", describe(address, found)))?;
-                local_addrs.push(listener.local_addr()?);
-                listeners.push(listener);
-            }
+        let mut bound = Bound::new(&poller, &config.sockets);
+        for socket in supervisor::inherited()? {
+            bound.inherit(socket).context("cannot use LISTEN_FDS")?;
         }
-        let room = limits::room(limit);
+        for address in &config.addresses {
+            bound.listen(address)?;
+        }
+        if bound.endpoints.is_empty() {
+            bound.listen(&DEFAULT.parse()?)?;
+        }
+        let Bound { listeners, ports, endpoints, .. } = bound;
+        let mut http = Bound::new(&poller, &config.sockets);
+        http.taken = listeners.len() + ports.len();
+        for address in &config.http {
+            http.listen(address)?;
+        }
+        let inside = (!http.listeners.is_empty()).then(|| Inside::new(http.listeners, http.endpoints));
+        let room = limits::room(limit).saturating_sub(inside.as_ref().map_or(0, |_| inside::MOST)).max(1);
         let max_connections = config.max_connections.unwrap_or(room);
         info!("room for {} connections (open files: at most {})", HumanCount(max_connections as u64), show(limit));
         if max_connections > room {
             warn!("but the limit on open files leaves room for {}: raise it (ulimit -n)", HumanCount(room as u64));
         }
         let printer = if config.print { Some(Printer::new(io::stdout()).context("cannot print")?) } else { None };
-        let service = Service::new(config, listeners, max_connections, printer);
-        Ok(Server { poller, signals, local_addrs, service })
+        let own_ports = ports.iter().map(|(_, port)| Ok(port.local_addr()?.port())).collect::<io::Result<_>>()?;
+        Ok(Server {
+            poller,
+            signals,
+            supervisor: Supervisor::new(),
+            endpoints,
+            datagrams: Datagrams::new(ports, DatagramGate::new(&config.access, own_ports)),
+            datagrams_only: listeners.is_empty(),
+            service: Service::new(config, listeners, max_connections, printer),
+            inside,
+            stopping: false,
+            began: Instant::now(),
+            asleep: Duration::ZERO,
+        })
     }
 
-    /// The addresses it listens on, with the real ports.
-    pub fn local_addrs(&self) -> &[SocketAddr] {
-        &self.local_addrs
+    /// Where it listens, with the real ports.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// Where it shows what goes on inside.
+    pub fn http_endpoints(&self) -> &[Endpoint] {
+        self.inside.as_ref().map_or(&[], Inside::endpoints)
     }
 
     /// Serves until a signal or the accept limit ends it.
@@ -142,51 +192,179 @@ impl Server {
     ///
     /// If the poll fails, which it does not in a process that leaves the server's descriptors alone.
     pub fn run(&mut self) -> io::Result<Ending> {
-        while !self.service.is_done() {
-            let sleep = self.service.sleep(Instant::now());
+        let endpoints: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
+        self.supervisor.ready(&format!("serving on {}", endpoints.join(", ")));
+        while !self.is_done() {
+            let before = Instant::now();
+            let sleep = self.sleep(before);
             let (now, ready) = self.poller.wait(sleep)?;
+            self.asleep += now.saturating_duration_since(before);
             let mut signalled = false;
+            let (datagrams, inside) = (&mut self.datagrams, &mut self.inside);
             self.service.turn(
                 now,
                 ready.filter(|readiness| {
+                    if tokens::is_echo(readiness.token) {
+                        return true;
+                    }
                     signalled |= readiness.token == signals::TOKEN;
-                    readiness.token != signals::TOKEN
+                    let elsewhere = readiness.token == signals::TOKEN
+                        || datagrams.mark(readiness)
+                        || inside.as_mut().is_some_and(|inside| inside.mark(readiness));
+                    !elsewhere
                 }),
             );
-            if !signalled {
-                continue;
-            }
-            match self.signals.take(now) {
-                Some(Request::Kill(signal)) => return Ok(Ending::Killed(signal)),
-                Some(Request::Stop(signal)) => {
-                    let name = signal_name(signal).unwrap_or_default();
-                    info!("{name}: sending what is owed, and closing; once more ends at once");
-                    self.service.stop(now);
-                }
-                None => {}
+            self.turn_others(now);
+            if signalled && let Some(ending) = self.take_signals(now) {
+                return Ok(ending);
             }
         }
+        self.supervisor.stopping();
         self.service.finish();
         Ok(Ending::Stopped)
     }
 
+    /// What is on the poll beside the echo over streams has its turn.
+    fn turn_others(&mut self, now: Instant) {
+        let echo = self.service.reactor.protocol_mut();
+        self.datagrams.turn(now, |from, bytes| echo.print_datagram(from, bytes));
+        echo.flush();
+        self.supervisor.turn(now);
+        if let Some(mut inside) = self.inside.take() {
+            inside.turn(now, self);
+            self.inside = Some(inside);
+        }
+    }
+
+    /// Does what signals ask for. Returns the ending, if one asks for it at once.
+    fn take_signals(&mut self, now: Instant) -> Option<Ending> {
+        match self.signals.take(now)? {
+            Request::Kill(signal) => Some(Ending::Killed(signal)),
+            Request::Stop(signal) => {
+                let name = signal_name(signal).unwrap_or_default();
+                info!("{name}: sending what is owed, and closing; once more ends at once");
+                self.supervisor.stopping();
+                self.stopping = true;
+                let echo = self.service.reactor.protocol_mut();
+                self.datagrams.close(now, |from, bytes| echo.print_datagram(from, bytes));
+                self.service.stop(now);
+                None
+            }
+        }
+    }
+
+    /// How long the poll may sleep; `None`: until something becomes ready.
+    fn sleep(&self, now: Instant) -> Option<Duration> {
+        let inside = self.inside.as_ref().and_then(|inside| inside.sleep(now));
+        let sleeps = [self.service.sleep(now), self.datagrams.sleep(), self.supervisor.sleep(now), inside];
+        sleeps.into_iter().flatten().min()
+    }
+
+    fn is_done(&self) -> bool {
+        self.service.is_done() && (!self.datagrams_only || self.datagrams.is_closed())
+    }
+
     /// What it has done so far.
     pub fn summary(&self) -> Summary {
-        self.service.summary()
+        let over_udp = self.endpoints.iter().any(|endpoint| matches!(endpoint, Endpoint::Udp(_)));
+        let datagrams = over_udp.then(|| (self.datagrams.counters(), self.datagrams.refusals()));
+        Summary { datagrams, ..self.service.summary() }
+    }
+}
+
+impl Seen for Server {
+    fn snapshot(&self, now: Instant) -> Snapshot {
+        Snapshot {
+            summary: self.summary(),
+            messages: self.service.reactor.protocol().messages(),
+            max_connections: self.service.acceptor.max_connections() as u64,
+            up: now.saturating_duration_since(self.began),
+            asleep: self.asleep,
+            stopping: self.stopping,
+        }
+    }
+
+    fn places(&self) -> usize {
+        self.service.reactor.places()
+    }
+
+    fn doing(&self, place: usize, lately: Duration) -> Option<Doing> {
+        self.service.reactor.doing(place, lately)
+    }
+}
+
+/// The sockets of a server, as they are bound one after the other.
+struct Bound<'a> {
+    poller: &'a Poller,
+    options: &'a SocketOptions,
+    listeners: Vec<(Token, Listener)>,
+    ports: Vec<(Token, UdpPort)>,
+    endpoints: Vec<Endpoint>,
+    /// Tokens that others have.
+    taken: usize,
+}
+
+impl<'a> Bound<'a> {
+    fn new(poller: &'a Poller, options: &'a SocketOptions) -> Self {
+        Bound { poller, options, listeners: Vec::new(), ports: Vec::new(), endpoints: Vec::new(), taken: 0 }
+    }
+
+    fn token(&self) -> Token {
+        tokens::source(self.taken + self.listeners.len() + self.ports.len())
+    }
+
+    /// Binds to all that an address stands for.
+    fn listen(&mut self, address: &Address) -> anyhow::Result<()> {
+        let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
+        for found in resolved {
+            self.bind(&found).with_context(|| format!("cannot listen on {}", describe(address, &found)))?;
+        }
+        Ok(())
+    }
+
+    fn bind(&mut self, endpoint: &Endpoint) -> io::Result<()> {
+        let (options, registry, token) = (self.options, self.poller.registry(), self.token());
+        match endpoint {
+            Endpoint::Tcp(address) => self.add(token, Listener::tcp(*address, options, registry, token)?),
+            Endpoint::Unix(path) => self.add(token, Listener::unix(path, options, registry, token)?),
+            Endpoint::Udp(address) => self.add_port(token, UdpPort::bind(*address, options, registry, token)?),
+        }
+    }
+
+    /// Takes over a socket that is bound already.
+    fn inherit(&mut self, socket: Inherited) -> io::Result<()> {
+        let (options, registry, token) = (self.options, self.poller.registry(), self.token());
+        match socket {
+            Inherited::Tcp(socket) => self.add(token, Listener::inherited_tcp(socket, options, registry, token)?),
+            Inherited::Unix(socket) => self.add(token, Listener::inherited_unix(socket, options, registry, token)?),
+            Inherited::Udp(socket) => self.add_port(token, UdpPort::inherited(socket, registry, token)?),
+        }
+    }
+
+    fn add(&mut self, token: Token, listener: Listener) -> io::Result<()> {
+        self.endpoints.push(listener.endpoint()?);
+        self.listeners.push((token, listener));
+        Ok(())
+    }
+
+    fn add_port(&mut self, token: Token, port: UdpPort) -> io::Result<()> {
+        self.endpoints.push(Endpoint::Udp(port.local_addr()?));
+        self.ports.push((token, port));
+        Ok(())
     }
 }
 
 /// An address as it was asked for, and as it was resolved if that says more.
-fn describe(asked: &Address, found: SocketAddr) -> String {
+fn describe(asked: &Address, found: &Endpoint) -> String {
     let (asked, found) = (asked.to_string(), found.to_string());
-    if asked == found { found } else { format!("{asked} ({found})") }
+    if asked == found || format!("tcp:{found}") == asked { found } else { format!("{asked} ({found})") }
 }
 
 fn show(limit: Option<u64>) -> String {
     limit.map_or("no limit".to_owned(), |limit| HumanCount(limit).to_string())
 }
 
-/// The server without the poll: its connections, its listeners, and when it stops.
+/// The echo over streams, without the poll: its connections, its listeners, and when it stops.
 struct Service<A: Accept> {
     reactor: Reactor<A::Stream, Echo>,
     acceptor: Acceptor<A>,
@@ -204,8 +382,8 @@ struct Stats {
 
 impl<A: Accept> Service<A> {
     /// Serves the connections of `listeners`, at most `max_connections` at once. Messages are printed with `printer`.
-    pub fn new(config: &Config, listeners: Vec<A>, max_connections: usize, printer: Option<Printer>) -> Self {
-        let echo = Echo::printing(config.terminator.as_deref(), config.message_limit, printer);
+    pub fn new(config: &Config, listeners: Vec<(Token, A)>, max_connections: usize, printer: Option<Printer>) -> Self {
+        let echo = Echo::configured(config, printer);
         let settings = Settings { idle_timeout: config.idle_timeout, ..Settings::default() };
         Service {
             reactor: Reactor::new(echo, settings),
@@ -225,6 +403,9 @@ impl<A: Accept> Service<A> {
         let acceptor = &mut self.acceptor;
         self.reactor.turn(now, ready.into_iter().filter(|readiness| !acceptor.mark(readiness)));
         self.acceptor.accept(now, &mut self.reactor);
+        while let Some((since, token)) = self.reactor.protocol_mut().take_due(now) {
+            self.reactor.with(token, |echo, peer, state| echo.judge_late(peer, state, since));
+        }
         self.reactor.protocol_mut().flush();
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             if !self.reactor.is_empty() {
@@ -246,7 +427,9 @@ impl<A: Accept> Service<A> {
     pub fn sleep(&self, now: Instant) -> Option<Duration> {
         let until = |then: Instant| then.saturating_duration_since(now);
         let stats = self.stats.as_ref().map(|stats| until(stats.last + stats.every));
-        [self.reactor.sleep(now), self.acceptor.sleep(now), self.deadline.map(until), stats].into_iter().flatten().min()
+        let header = self.reactor.protocol().next_due().map(until);
+        let sleeps = [self.reactor.sleep(now), self.acceptor.sleep(now), self.deadline.map(until), header, stats];
+        sleeps.into_iter().flatten().min()
     }
 
     /// Stops: no more connections, and those there are are closed once they have been sent what they are owed.
@@ -268,6 +451,11 @@ impl<A: Accept> Service<A> {
 
     /// What it has done so far.
     pub fn summary(&self) -> Summary {
-        Summary { counters: *self.reactor.counters(), accept_pauses: self.acceptor.pauses }
+        Summary {
+            counters: *self.reactor.counters(),
+            accept_pauses: self.acceptor.pauses,
+            refusals: self.reactor.protocol().gate.refusals,
+            datagrams: None,
+        }
     }
 }

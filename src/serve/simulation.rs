@@ -10,7 +10,6 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::env;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -20,8 +19,10 @@ use mio::Token;
 use rustix::io::Errno;
 
 use super::acceptor::{self, Accept};
+use super::tokens;
 use super::{Config, Service};
 use crate::reactor::{LINGER, Readiness, Settings, Stream};
+use crate::socket::Origin;
 
 /// Connections that a simulated peer population may have open at once.
 const POPULATION: usize = 12;
@@ -303,7 +304,7 @@ impl Drop for Listener {
 impl Accept for Listener {
     type Stream = Socket;
 
-    fn accept(&mut self, token: Token) -> io::Result<(Socket, SocketAddr)> {
+    fn accept(&mut self, token: Token) -> io::Result<(Socket, Origin)> {
         let kernel = &mut *self.0.borrow_mut();
         let open = kernel.open();
         if let Some((then, were_open)) = kernel.refused {
@@ -329,7 +330,7 @@ impl Accept for Listener {
         wire.armed = true;
         wire.moved_at = Some(kernel.now);
         wire.sent_at = Some(kernel.now);
-        Ok((Socket { kernel: self.0.clone(), index }, "127.0.0.1:1".parse().unwrap()))
+        Ok((Socket { kernel: self.0.clone(), index }, Origin::Unix))
     }
 }
 
@@ -366,7 +367,7 @@ impl World {
             willing: false,
             tally: Tally { seeds: 1, ..Tally::default() },
         }));
-        let service = Service::new(&config, vec![Listener(kernel.clone())], max_connections, None);
+        let service = Service::new(&config, vec![(tokens::source(0), Listener(kernel.clone()))], max_connections, None);
         World { kernel, service, config, max_connections, stopped: None }
     }
 
@@ -421,7 +422,7 @@ impl World {
         let kernel = &mut *self.kernel.borrow_mut();
         let mut ready = Vec::new();
         if kernel.listening && std::mem::take(&mut kernel.listener_armed) {
-            ready.push(Readiness { token: acceptor::token(0), readable: true, writable: false, read_closed: false });
+            ready.push(Readiness { token: tokens::source(0), readable: true, writable: false, read_closed: false });
         }
         for wire in &mut kernel.wires {
             // A poll's list of events may be full; the rest is told by the next one.
@@ -472,7 +473,7 @@ impl World {
         let read_size = settings.read_size as u64;
         let owed = |wire: &Wire| wire.read - wire.echoed;
         let held: u64 = kernel.wires.iter().filter(|wire| wire.is_open() && !wire.shut).map(owed).sum();
-        let waiting = self.service.reactor.waiting() as u64;
+        let waiting = self.service.reactor.counters().waiting;
         if self.stopped.is_none() && self.config.terminator.is_none() {
             assert_eq!(waiting, held, "what was read and not echoed is what waits");
             assert!(kernel.wires.iter().filter(|wire| wire.is_open()).all(|wire| owed(wire) <= read_size));
@@ -605,7 +606,7 @@ impl World {
 
     fn finish(&mut self) {
         let kernel = self.kernel.borrow();
-        assert_eq!(self.service.reactor.waiting(), 0, "nothing is held for who is gone");
+        assert_eq!(self.service.reactor.counters().waiting, 0, "nothing is held for who is gone");
         assert_eq!(self.service.is_done(), !kernel.listening);
         assert!(self.stopped.is_none() || !kernel.listening);
         let counters = self.service.summary().counters;

@@ -5,6 +5,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use indicatif::HumanCount;
 
+use super::access::Refusals;
+use super::datagrams::DatagramCounters;
 use crate::reactor::Counters;
 
 /// What a server has done, from its start to its end.
@@ -14,6 +16,10 @@ pub struct Summary {
     pub counters: Counters,
     /// How often accepting had to pause for want of room or descriptors.
     pub accept_pauses: u64,
+    /// Connections that were not let in.
+    pub refusals: Refusals,
+    /// What came and went over UDP, if anything could.
+    pub datagrams: Option<(DatagramCounters, Refusals)>,
 }
 
 impl std::fmt::Display for Summary {
@@ -33,7 +39,26 @@ impl std::fmt::Display for Summary {
             HumanCount(stalled),
             HumanCount(cut),
             HumanCount(self.accept_pauses)
-        )
+        )?;
+        if self.refusals.total() > 0 {
+            write!(f, ", {} refused ({})", HumanCount(self.refusals.total()), self.refusals)?;
+        }
+        if let Some((datagrams, refusals)) = &self.datagrams {
+            write!(
+                f,
+                "; {} datagrams, {} in, {} sent back, {} out, {} dropped, {} failed",
+                HumanCount(datagrams.received),
+                size(datagrams.bytes_in),
+                HumanCount(datagrams.sent),
+                size(datagrams.bytes_out),
+                HumanCount(datagrams.dropped),
+                HumanCount(datagrams.failed)
+            )?;
+            if refusals.total() > 0 {
+                write!(f, ", {} not answered ({refusals})", HumanCount(refusals.total()))?;
+            }
+        }
+        Ok(())
     }
 }
 

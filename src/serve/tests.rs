@@ -3,16 +3,17 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use mio::Token;
 use rustix::io::Errno;
 
-use super::acceptor::{self, Accept};
+use super::acceptor::Accept;
+use super::tokens;
 use super::{Config, Service};
 use crate::reactor::{Readiness, Stream};
+use crate::socket::Origin;
 
 /// A peer that sends what it is told to, and receives.
 #[derive(Default)]
@@ -82,7 +83,7 @@ struct Door(Rc<RefCell<Backlog>>);
 impl Accept for Door {
     type Stream = ServerEnd;
 
-    fn accept(&mut self, _: Token) -> io::Result<(ServerEnd, SocketAddr)> {
+    fn accept(&mut self, _: Token) -> io::Result<(ServerEnd, Origin)> {
         let mut backlog = self.0.borrow_mut();
         backlog.calls += 1;
         if let Some(error) = backlog.errors.pop_front() {
@@ -94,7 +95,7 @@ impl Accept for Door {
         }
         let socket = backlog.waiting.pop_front().ok_or(ErrorKind::WouldBlock)?;
         backlog.open.push(socket.clone());
-        Ok((ServerEnd(socket), "127.0.0.1:1".parse().unwrap()))
+        Ok((ServerEnd(socket), Origin::Unix))
     }
 }
 
@@ -121,7 +122,7 @@ struct World {
 impl World {
     fn new(config: Config, max_connections: usize) -> Self {
         let door = Door::default();
-        let service = Service::new(&config, vec![door.clone()], max_connections, None);
+        let service = Service::new(&config, vec![(tokens::source(0), door.clone())], max_connections, None);
         World { service, door, now: Instant::now() }
     }
 
@@ -130,7 +131,7 @@ impl World {
     }
 
     fn knock(&mut self) {
-        self.turn(&[readable(acceptor::token(0))]);
+        self.turn(&[readable(tokens::source(0))]);
     }
 
     fn connections(&self) -> usize {
@@ -269,11 +270,11 @@ fn the_accept_limit_ends_listening_and_then_the_service() {
 #[test]
 fn one_listener_does_not_take_every_place() {
     let doors = [Door::default(), Door::default()];
-    let mut service = Service::new(&Config::default(), doors.to_vec(), 1, None);
+    let mut service = Service::new(&Config::default(), (0..).map(tokens::source).zip(doors.clone()).collect(), 1, None);
     let now = Instant::now();
     doors[0].queue(100);
     doors[1].queue(100);
-    service.turn(now, [readable(acceptor::token(0)), readable(acceptor::token(1))]);
+    service.turn(now, [readable(tokens::source(0)), readable(tokens::source(1))]);
     for _ in 0..20 {
         for door in &doors {
             door.0.borrow().open.iter().for_each(|socket| socket.0.borrow_mut().end = true);

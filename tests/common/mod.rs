@@ -19,6 +19,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A running `echoloop serve`, killed when it is dropped.
 pub struct Server {
     child: Child,
+    /// Where it says that it listens.
+    pub endpoints: Vec<String>,
+    /// Those of them that are numbers.
     pub addrs: Vec<SocketAddr>,
     stdout: Option<BufReader<ChildStdout>>,
     log: Arc<Mutex<String>>,
@@ -50,7 +53,13 @@ impl Server {
     }
 
     pub fn spawn(mut command: Command, listeners: usize) -> Server {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        command.stdin(Stdio::null());
+        Server::spawn_as_it_is(command, listeners)
+    }
+
+    /// The same, with the standard input that the command has.
+    pub fn spawn_as_it_is(mut command: Command, listeners: usize) -> Server {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (errors, sink) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
         thread::spawn(move || {
@@ -61,15 +70,17 @@ impl Server {
             }
         });
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut addrs = Vec::new();
+        let mut endpoints = Vec::new();
         for _ in 0..listeners {
             let mut line = String::new();
             stdout.read_line(&mut line).unwrap();
-            let address = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}: {log:?}"));
-            addrs.push(address.trim().parse().unwrap());
+            let endpoint = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}: {log:?}"));
+            endpoints.push(endpoint.trim().to_owned());
         }
+        let number = |endpoint: &String| endpoint.strip_prefix("udp:").unwrap_or(endpoint).parse().ok();
+        let addrs = endpoints.iter().filter_map(number).collect();
         let descriptors = descriptors(child.id());
-        Server { child, addrs, stdout: Some(stdout), log, descriptors }
+        Server { child, endpoints, addrs, stdout: Some(stdout), log, descriptors }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -126,6 +137,13 @@ impl Server {
         let mut line = String::new();
         self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
         line
+    }
+
+    /// Where it shows what goes on inside. To be asked for once, right after the start.
+    pub fn inside(&mut self) -> SocketAddr {
+        let line = self.read_line();
+        let url = line.trim().strip_prefix("inside: http://").unwrap_or_else(|| panic!("{line:?}"));
+        url.trim_end_matches('/').parse().unwrap()
     }
 
     /// What it prints from here on.
@@ -211,6 +229,15 @@ pub fn dial(addr: SocketAddr) -> TcpStream {
 pub fn ping(peer: &mut TcpStream, bytes: &[u8]) {
     peer.write_all(bytes).unwrap();
     receive(peer, bytes);
+}
+
+/// Gets a page over HTTP: the head of the answer, and its body.
+pub fn get(addr: SocketAddr, path: &str) -> (String, String) {
+    let mut peer = dial(addr);
+    write!(peer, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").unwrap();
+    let answer = String::from_utf8(receive_rest(&mut peer)).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+    (head.to_owned(), body.to_owned())
 }
 
 /// Closes with a reset.

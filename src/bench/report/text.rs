@@ -64,12 +64,14 @@ fn headline(out: &mut String, run: &Run) -> anyhow::Result<()> {
     }
     let all = (connections.opened + connections.idle_opened) as f64;
     parts.push(format!("{}/s", count(all / connections.opening_seconds.max(1e-6))));
-    parts.push(format!(
-        "connecting took p50 {}, p99 {}, max {}",
-        show_micros(connections.connect.p50_us),
-        show_micros(connections.connect.p99_us),
-        show_micros(connections.connect.max_us)
-    ));
+    if connections.connect.count > 0 {
+        parts.push(format!(
+            "connecting took p50 {}, p99 {}, max {}",
+            show_micros(connections.connect.p50_us),
+            show_micros(connections.connect.p99_us),
+            show_micros(connections.connect.max_us)
+        ));
+    }
     if connections.reopened > 0 {
         let rate = connections.reopened as f64 / run.seconds.max(1e-6);
         parts.push(format!("{} reopened ({}/s)", HumanCount(connections.reopened), count(rate)));
@@ -80,7 +82,14 @@ fn headline(out: &mut String, run: &Run) -> anyhow::Result<()> {
     let mut parts =
         vec![format!("{} replies in {:.2} s: {}/s", HumanCount(messages.replies), run.seconds, count(run.rate))];
     parts.push(format!("{}/s each way", size(run.bytes_per_second as u64)));
-    for (number, what) in [(messages.missed, "missed"), (messages.unanswered, "never answered")] {
+    if let Some(datagrams) = &run.datagrams {
+        let share = 100.0 * datagrams.lost as f64 / messages.sent.max(1) as f64;
+        parts.push(format!("{} lost ({share:.3} %)", HumanCount(datagrams.lost)));
+        parts.push(format!("{} reordered", HumanCount(datagrams.reordered)));
+        parts.push(format!("{} came again or too late", HumanCount(datagrams.duplicates)));
+    }
+    let unanswered = if run.datagrams.is_some() { 0 } else { messages.unanswered };
+    for (number, what) in [(messages.missed, "missed"), (unanswered, "never answered")] {
         if number > 0 || (what == "missed" && run.service.is_some()) {
             parts.push(format!("{} {what}", HumanCount(number)));
         }

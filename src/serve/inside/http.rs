@@ -1,0 +1,250 @@
+//! As much of HTTP/1.1 as it takes to answer a GET (RFC 9112), as a protocol on the reactor.
+//!
+//! A crate parses requests. This module keeps what has come of one, bounds it, and writes answers; it does not know
+//! what is asked for. One request at a time: a client that sends the next before it has its answer gets that answer, and
+//! is closed, which RFC 9112 (9.3.2) lets a server do.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::time::{Duration, Instant, SystemTime};
+
+use mio::Token;
+
+use super::super::acceptor::Welcome;
+use super::super::access::Refusal;
+use crate::reactor::{Peer, Protocol, Reason, Stream};
+use crate::socket::Origin;
+
+/// The longest request head in bytes.
+pub(super) const LONGEST: usize = 8 * 1024;
+
+/// The most header fields.
+const FIELDS: usize = 64;
+
+/// A request that has come whole, or cannot.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    Get {
+        path: String,
+        /// The client goes on using the connection.
+        keep: bool,
+    },
+    /// It is answered with this status, and the connection is closed.
+    Bad { status: &'static str },
+}
+
+/// What is sent back.
+pub(super) struct Answer {
+    status: &'static str,
+    content_type: &'static str,
+    body: String,
+}
+
+impl Answer {
+    pub fn new(status: &'static str, content_type: &'static str, body: String) -> Self {
+        Answer { status, content_type, body }
+    }
+
+    pub fn text(status: &'static str, body: String) -> Self {
+        Answer::new(status, "text/plain; charset=utf-8", body)
+    }
+
+    fn encode(&self, keep: bool) -> Vec<u8> {
+        let Answer { status, content_type, body } = self;
+        let mut bytes = Vec::with_capacity(body.len() + 512);
+        let date = httpdate::fmt_http_date(SystemTime::now());
+        let connection = if keep { "keep-alive" } else { "close" };
+        // The page needs nothing from elsewhere, and nothing of it is anybody else's business.
+        let _ = write!(
+            bytes,
+            "HTTP/1.1 {status}\r\nDate: {date}\r\nServer: echoloop\r\nContent-Type: {content_type}\r\n\
+             Content-Length: {}\r\nConnection: {connection}\r\nCache-Control: no-store\r\n\
+             X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\
+             Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+             connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'\r\n",
+            body.len()
+        );
+        if *status == METHOD_NOT_ALLOWED {
+            bytes.extend_from_slice(b"Allow: GET\r\n");
+        }
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(body.as_bytes());
+        bytes
+    }
+}
+
+const BAD_REQUEST: &str = "400 Bad Request";
+const METHOD_NOT_ALLOWED: &str = "405 Method Not Allowed";
+const TOO_LARGE: &str = "431 Request Header Fields Too Large";
+
+/// The protocol.
+pub(super) struct Http {
+    /// The time of the turn.
+    pub now: Instant,
+    /// Since when each connection owes something: a request, or to take its answer.
+    since: HashMap<Token, Instant>,
+    requests: Vec<(Token, Request)>,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Http { now: Instant::now(), since: HashMap::new(), requests: Vec::new() }
+    }
+}
+
+impl Http {
+    /// The requests that have come since the last time.
+    pub fn take_requests(&mut self) -> Vec<(Token, Request)> {
+        std::mem::take(&mut self.requests)
+    }
+
+    /// Sends the answer to a request.
+    pub fn answer<S: Stream>(
+        &mut self,
+        peer: &mut Peer<'_, S>,
+        state: &mut Vec<u8>,
+        request: &Request,
+        answer: &Answer,
+    ) {
+        let keep = matches!(request, Request::Get { keep: true, .. });
+        state.clear();
+        peer.send(&answer.encode(keep));
+        if !keep {
+            peer.finish();
+        } else if peer.waiting() == 0 {
+            self.since.insert(peer.token(), self.now);
+        }
+    }
+
+    /// The connections that have owed something for `patience`.
+    pub fn impatient(&self, now: Instant, patience: Duration) -> Vec<Token> {
+        let late = |&(_, &since): &(&Token, &Instant)| now.saturating_duration_since(since) >= patience;
+        self.since.iter().filter(late).map(|(&token, _)| token).collect()
+    }
+}
+
+impl<S: Stream> Protocol<S> for Http {
+    /// What has come of a request.
+    type State = Vec<u8>;
+
+    fn received(&mut self, peer: &mut Peer<'_, S>, state: &mut Vec<u8>, bytes: &[u8]) {
+        state.extend_from_slice(bytes);
+        // One that waits for its answer already gets that, and no other.
+        let waits = self.requests.iter().any(|(token, _)| *token == peer.token());
+        if let Some(request) = if waits { None } else { parse(state) } {
+            self.requests.push((peer.token(), request));
+        }
+    }
+
+    fn ended(&mut self, peer: &mut Peer<'_, S>, _: &mut Vec<u8>) {
+        // Who has said all that it had to say may still wait for an answer.
+        match self.requests.iter_mut().find(|(token, _)| *token == peer.token()) {
+            Some((_, Request::Get { keep, .. })) => *keep = false,
+            Some(_) => {}
+            None => peer.finish(),
+        }
+    }
+
+    fn drained(&mut self, peer: &mut Peer<'_, S>, _: &mut Vec<u8>) {
+        self.since.insert(peer.token(), self.now);
+    }
+
+    fn lost(&mut self, token: Token, _: Vec<u8>, _: &Reason) {
+        self.since.remove(&token);
+        self.requests.retain(|(asking, _)| *asking != token);
+    }
+}
+
+impl<S: Stream> Welcome<S> for Http {
+    fn welcome(&mut self, token: Token, _: Origin, now: Instant) -> Result<Vec<u8>, Refusal> {
+        self.since.insert(token, now);
+        Ok(Vec::new())
+    }
+}
+
+/// The request at the beginning of `bytes`; `None` if it is not whole.
+fn parse(bytes: &[u8]) -> Option<Request> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS];
+    let mut head = httparse::Request::new(&mut fields);
+    let length = match head.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) if length <= LONGEST => length,
+        Ok(httparse::Status::Partial) if bytes.len() < LONGEST => return None,
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Some(Request::Bad { status: TOO_LARGE }),
+        Err(_) => return Some(Request::Bad { status: BAD_REQUEST }),
+    };
+    if head.method != Some("GET") {
+        return Some(Request::Bad { status: METHOD_NOT_ALLOWED });
+    }
+    let values = |name: &'static str| {
+        let named = head.headers.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
+        named.map(|field| field.value.trim_ascii())
+    };
+    // A body would have to be told from the next request, and a GET needs none.
+    if values("transfer-encoding").next().is_some() || values("content-length").any(|value| value != b"0") {
+        return Some(Request::Bad { status: BAD_REQUEST });
+    }
+    let says = |option: &[u8]| {
+        values("connection")
+            .flat_map(|value| value.split(|&byte| byte == b','))
+            .any(|it| it.trim_ascii().eq_ignore_ascii_case(option))
+    };
+    let persists = if head.version == Some(1) { !says(b"close") } else { says(b"keep-alive") };
+    let path = head.path.unwrap_or_default().to_owned();
+    Some(Request::Get { path, keep: persists && length == bytes.len() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn get(path: &str, keep: bool) -> Option<Request> {
+        Some(Request::Get { path: path.to_owned(), keep })
+    }
+
+    #[test]
+    fn a_get_is_taken_when_it_is_whole() {
+        let head = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        for length in 0..head.len() {
+            assert_eq!(parse(&head.as_bytes()[..length]), None, "{length}");
+        }
+        assert_eq!(parse(head.as_bytes()), get("/metrics", true));
+        assert_eq!(parse(format!("{head}GET").as_bytes()), get("/metrics", false), "the next one came too early");
+        assert_eq!(parse(b"GET / HTTP/1.1\r\nConnection: foo, Close\r\n\r\n"), get("/", false));
+        assert_eq!(parse(b"GET / HTTP/1.0\r\n\r\n"), get("/", false));
+        assert_eq!(parse(b"GET / HTTP/1.0\r\nconnection: Keep-Alive\r\n\r\n"), get("/", true));
+        assert_eq!(parse(b"GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"), get("/", true));
+    }
+
+    #[test]
+    fn anything_else_gets_the_status_it_deserves() {
+        let bad = |status| Some(Request::Bad { status });
+        for head in ["POST / HTTP/1.1\r\n\r\n", "HEAD / HTTP/1.1\r\n\r\n", "get / HTTP/1.1\r\n\r\n"] {
+            assert_eq!(parse(head.as_bytes()), bad(METHOD_NOT_ALLOWED), "{head}");
+        }
+        for head in [
+            "GET / HTTP/2.0\r\n\r\n",
+            "\x16\x03\x01\x02\0\x01",
+            "GET / HTTP/1.1\r\nbroken\r\n\r\n",
+            "GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+            "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ] {
+            assert_eq!(parse(head.as_bytes()), bad(BAD_REQUEST), "{head}");
+        }
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(LONGEST));
+        assert_eq!(parse(long.as_bytes()), bad(TOO_LARGE));
+        assert_eq!(parse(&long.as_bytes()[..LONGEST]), bad(TOO_LARGE), "it need not be waited for");
+        assert_eq!(parse(format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(100)).as_bytes()), bad(TOO_LARGE));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_judged(bytes: Vec<u8>, text in "(GET|POST|G) /[ -~]{0,20} HTTP/1\\.[01]\r\n([a-zA-Z-]{1,9}: [ -~]{0,9}\r\n){0,3}(\r\n)?") {
+            for bytes in [&bytes[..], text.as_bytes()] {
+                if let Some(Request::Get { path, .. }) = parse(bytes) {
+                    prop_assert!(path.starts_with('/'));
+                }
+            }
+        }
+    }
+}

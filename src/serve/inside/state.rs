@@ -1,0 +1,122 @@
+//! The figures as JSON, with the state of every connection, for the live page.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::super::access::Refusals;
+use super::Seen;
+use crate::limits;
+use crate::reactor::{Counters, Doing};
+
+/// Bytes that moved so long ago still count as movement: as long as the page takes from one look to the next.
+const LATELY: Duration = Duration::from_millis(500);
+
+/// Cells that the connections are shown in.
+const CELLS: usize = 1024;
+
+/// Connections of one cell that are looked at, so that a look takes a bounded time.
+const LOOKS: usize = 64;
+
+/// What the page is told.
+#[derive(Debug, Serialize)]
+struct State {
+    version: &'static str,
+    pid: u32,
+    up: f64,
+    asleep: f64,
+    stopping: bool,
+    max_connections: u64,
+    connections: u64,
+    accept_pauses: u64,
+    refused: u64,
+    messages: Option<u64>,
+    resident: Option<u64>,
+    counters: Counters,
+    datagrams: Option<Datagrams>,
+    /// A letter for each cell: see [`letter`].
+    cells: String,
+    /// Places that a cell stands for.
+    places_per_cell: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Datagrams {
+    received: u64,
+    sent: u64,
+    unanswered: u64,
+}
+
+/// The state of a server.
+pub(super) fn json(now: Instant, server: &impl Seen) -> String {
+    let snapshot = server.snapshot(now);
+    let (cells, places_per_cell) = cells(server.places(), |place| server.doing(place, LATELY));
+    let state = State {
+        version: env!("CARGO_PKG_VERSION"),
+        pid: std::process::id(),
+        up: snapshot.up.as_secs_f64(),
+        asleep: snapshot.asleep.as_secs_f64(),
+        stopping: snapshot.stopping,
+        max_connections: snapshot.max_connections,
+        connections: snapshot.summary.counters.live(),
+        accept_pauses: snapshot.summary.accept_pauses,
+        refused: snapshot.summary.refusals.total(),
+        messages: snapshot.messages,
+        resident: limits::resident_memory(),
+        counters: snapshot.summary.counters,
+        datagrams: snapshot.summary.datagrams.map(|(counters, refusals): (_, Refusals)| Datagrams {
+            received: counters.received,
+            sent: counters.sent,
+            unanswered: counters.dropped + counters.failed + refusals.total(),
+        }),
+        cells,
+        places_per_cell,
+    };
+    // Plain figures and text cannot fail to be written.
+    serde_json::to_string(&state).unwrap_or_default()
+}
+
+/// A letter for each cell, and the number of places that it stands for. If that is more than one, the cell shows what
+/// is most worth seeing among the first of them.
+fn cells(places: usize, doing: impl Fn(usize) -> Option<Doing>) -> (String, usize) {
+    let each = places.div_ceil(CELLS).max(1);
+    let cell = |first: usize| (first..first + each.min(LOOKS)).filter_map(&doing).max();
+    let mut text: String = (0..places).step_by(each).map(|first| letter(cell(first))).collect();
+    text.truncate(text.trim_end_matches(letter(None)).len());
+    (text, each)
+}
+
+fn letter(doing: Option<Doing>) -> char {
+    match doing {
+        None => '.',
+        Some(Doing::Idle) => 'i',
+        Some(Doing::Active) => 'a',
+        Some(Doing::Closing) => 'c',
+        Some(Doing::Waiting) => 'w',
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_shows_a_connection_or_the_most_telling_of_several() {
+        let doing = [Some(Doing::Idle), None, Some(Doing::Waiting), Some(Doing::Active), Some(Doing::Closing), None];
+        let look = |place: usize| doing.get(place).copied().flatten();
+        assert_eq!(cells(6, look), ("i.wac".to_owned(), 1));
+        assert_eq!(cells(0, look), (String::new(), 1));
+        let (text, each) = cells(10 * CELLS, |place| look(place % 10));
+        assert_eq!((text.as_str(), each), ("w".repeat(CELLS).as_str(), 10));
+    }
+
+    #[test]
+    fn a_look_at_a_million_connections_takes_bounded_time() {
+        let looks = std::cell::Cell::new(0);
+        let (text, _) = cells(1_000_000, |_| {
+            looks.set(looks.get() + 1);
+            Some(Doing::Idle)
+        });
+        assert!(text.len() <= CELLS && looks.get() <= CELLS * LOOKS);
+    }
+}
