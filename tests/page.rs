@@ -1,14 +1,38 @@
-//! The report's page in a real browser: Chromium, without a head. Ignored unless asked for, since it needs one:
+//! The pages in a real browser: Chromium, without a head. Ignored unless asked for, since it needs one:
 //! `cargo test --test page -- --ignored`.
 
 mod common;
 
 use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
-use common::{Server, echoloop};
-use serde_json::Value;
+use common::{PATIENCE, Server, dial, echoloop, get, noise, ping, wait_until};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tungstenite::{Message, WebSocket};
+
+/// What Chromium is started with.
+const FLAGS: [&str; 9] = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+];
+
+fn chromium() -> &'static str {
+    ["chromium", "chromium-browser", "google-chrome"]
+        .into_iter()
+        .find(|name| Command::new(name).arg("--version").output().is_ok())
+        .expect("Chromium is installed")
+}
 
 /// Run in the page: what it looks like, told to the page around it.
 const PROBE: &str = "<script>addEventListener('load', () => {
@@ -47,14 +71,10 @@ fn open(page: &Path) -> Vec<Value> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("outer.html");
     fs::write(&file, outer).unwrap();
-    let chromium = ["chromium", "chromium-browser", "google-chrome"]
-        .into_iter()
-        .find(|name| Command::new(name).arg("--version").output().is_ok())
-        .expect("Chromium is installed");
     let output = Command::new("timeout")
-        .args(["60", chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
-        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        .args(["--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom"])
+        .args(["60", chromium()])
+        .args(FLAGS)
+        .args(["--virtual-time-budget=5000", "--dump-dom"])
         .arg(format!("--user-data-dir={}", directory.path().join("profile").display()))
         .arg(format!("file://{}", file.display()))
         .output()
@@ -107,4 +127,162 @@ fn every_chart_is_there_on_a_desk_and_on_a_phone() {
     let both = ["report", &path("closed.json"), &path("open.json"), "--html", &path("both.html")];
     assert_eq!(echoloop(&both, b"").status.code(), Some(0));
     check(path("both.html").as_ref(), &[2, 2, 3]);
+}
+
+/// A page in a browser that is asked things, over the DevTools protocol.
+struct Tab {
+    browser: Child,
+    _profile: TempDir,
+    socket: WebSocket<TcpStream>,
+    calls: u64,
+    /// What the page threw.
+    exceptions: Vec<Value>,
+}
+
+impl Tab {
+    fn open(url: &str) -> Tab {
+        let profile = tempfile::tempdir().unwrap();
+        let mut command = Command::new(chromium());
+        command.args(FLAGS).arg("--remote-debugging-port=0");
+        command.arg(format!("--user-data-dir={}", profile.path().display())).arg(url);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let browser = command.spawn().unwrap();
+        let mut port = None;
+        wait_until("the browser listens", || {
+            let told = fs::read_to_string(profile.path().join("DevToolsActivePort")).unwrap_or_default();
+            port = told.lines().next().and_then(|line| line.parse::<u16>().ok());
+            port.is_some()
+        });
+        let addr = ([127, 0, 0, 1], port.unwrap()).into();
+        let mut target = None;
+        wait_until("the page is there", || {
+            let pages: Value = serde_json::from_str(&get(addr, "/json/list").1).unwrap();
+            let page = pages.as_array().unwrap().iter().find(|page| page["url"] == url).cloned();
+            target = page.map(|page| page["webSocketDebuggerUrl"].as_str().unwrap().to_owned());
+            target.is_some()
+        });
+        let stream = dial(addr);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (socket, _) = tungstenite::client(target.unwrap(), stream).unwrap();
+        let mut tab = Tab { browser, _profile: profile, socket, calls: 0, exceptions: Vec::new() };
+        tab.call("Runtime.enable", json!({}));
+        tab.wait_for(&format!("location.href === '{url}' && document.readyState === 'complete'"));
+        tab
+    }
+
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        self.calls += 1;
+        let call = json!({ "id": self.calls, "method": method, "params": params });
+        self.socket.send(Message::text(call.to_string())).unwrap();
+        loop {
+            let Message::Text(text) = self.socket.read().unwrap() else { continue };
+            let answer: Value = serde_json::from_str(&text).unwrap();
+            if answer["method"] == "Runtime.exceptionThrown" {
+                self.exceptions.push(answer);
+            } else if answer["id"] == self.calls {
+                assert!(answer["error"].is_null(), "{method}: {answer}");
+                return answer["result"].clone();
+            }
+        }
+    }
+
+    /// The value of an expression in the page.
+    fn ask(&mut self, expression: &str) -> Value {
+        let result = self.call("Runtime.evaluate", json!({ "expression": expression, "returnByValue": true }));
+        assert!(result["exceptionDetails"].is_null(), "{expression}: {result}");
+        result["result"]["value"].clone()
+    }
+
+    /// Waits until an expression is true in the page.
+    #[track_caller]
+    fn wait_for(&mut self, expression: &str) {
+        wait_until(expression, || self.ask(expression) == json!(true));
+    }
+}
+
+impl Drop for Tab {
+    fn drop(&mut self) {
+        let _ = self.socket.send(Message::text(json!({ "id": 0, "method": "Browser.close" }).to_string()));
+        let _ = self.browser.wait();
+    }
+}
+
+#[test]
+#[ignore = "needs Chromium"]
+fn the_live_page_shows_what_happens_in_the_loop() {
+    let mut server = Server::start(&["--http", "0", "--send-buffer", "4KiB"]);
+    let origin = format!("http://{}/", server.inside());
+    let mut tab = Tab::open(&origin);
+    let text = |id: &str, is: &str| format!("document.getElementById('{id}').textContent === '{is}'");
+    let cells =
+        |letter: &str, count: usize| format!("document.querySelectorAll('#cells i.{letter}').length === {count}");
+    tab.wait_for(&text("connections", "0"));
+
+    // Connections come, light up when they move, and become idle.
+    let mut peers = server.connect_many(20);
+    tab.wait_for(&text("connections", "20"));
+    tab.wait_for(&cells("i", 20));
+    tab.wait_for(&text("i", "20"));
+    let mut writer = peers[3].try_clone().unwrap();
+    let busy = std::thread::spawn(move || {
+        let began = std::time::Instant::now();
+        while began.elapsed() < std::time::Duration::from_secs(3) {
+            ping(&mut writer, &[7; 10_000]);
+        }
+    });
+    tab.wait_for(&cells("a", 1));
+    tab.wait_for("document.querySelectorAll('#cells i')[3].className === 'a'");
+    tab.wait_for("/ [KM]iB$/.test(document.getElementById('received').textContent)");
+    busy.join().unwrap();
+    tab.wait_for(&cells("i", 20));
+
+    // One that sends and does not read waits for WRITABLE, and goes on when it reads.
+    let mut stuck = peers.pop().unwrap();
+    stuck.set_nonblocking(true).unwrap();
+    let bytes = noise(1, 16 << 20);
+    let mut sent = 0;
+    while let Ok(count) = stuck.write(&bytes[sent..]) {
+        sent += count;
+        assert!(sent < bytes.len());
+    }
+    tab.wait_for(&cells("w", 1));
+    tab.wait_for("document.querySelectorAll('#cells i')[19].className === 'w'");
+    tab.wait_for(&text("w", "1"));
+    tab.wait_for("/ [KM]iB$/.test(document.getElementById('waiting-bytes').textContent)");
+    tab.wait_for("samples.some(sample => sample.partial > 0)");
+    stuck.set_nonblocking(false).unwrap();
+    common::receive(&mut stuck, &bytes[..sent]);
+    tab.wait_for(&cells("w", 0));
+    drop((stuck, peers));
+    tab.wait_for(&text("connections", "0"));
+    tab.wait_for("document.querySelectorAll('#cells i.i, #cells i.a').length === 0");
+
+    // The charts have moved, each is as wide as its section, and nothing is asked of anybody else.
+    let charts = tab.ask(
+        "[...document.querySelectorAll('svg')].map(svg => [svg.clientWidth, svg.parentNode.clientWidth, Math.max(
+            ...[...svg.querySelectorAll('polyline')].map(line => line.getBBox().height))])",
+    );
+    assert_eq!(charts.as_array().unwrap().len(), 3);
+    for chart in charts.as_array().unwrap() {
+        let [width, room, height] = [0, 1, 2].map(|at| chart[at].as_f64().unwrap());
+        assert!(width > 0.8 * room && height > 20.0, "{charts}");
+    }
+    let asked = tab.ask("performance.getEntriesByType('resource').map(entry => entry.name)");
+    assert!(asked.as_array().unwrap().iter().all(|url| *url == format!("{origin}state")), "{asked}");
+
+    // On a phone it does not scroll sideways; at night it is dark.
+    let metrics = json!({ "width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": true });
+    tab.call("Emulation.setDeviceMetricsOverride", metrics);
+    tab.wait_for("innerWidth === 390 && document.documentElement.scrollWidth <= 390");
+    let ground = "getComputedStyle(document.body).backgroundColor";
+    let feature = |value: &str| json!({ "features": [{ "name": "prefers-color-scheme", "value": value }] });
+    tab.call("Emulation.setEmulatedMedia", feature("light"));
+    let light = tab.ask(ground);
+    tab.call("Emulation.setEmulatedMedia", feature("dark"));
+    assert_ne!(tab.ask(ground), light);
+
+    // The server goes, and the page says so.
+    server.stop();
+    tab.wait_for(&text("trouble", "the server does not answer"));
+    assert_eq!(tab.exceptions, Vec::<Value>::new());
 }

@@ -235,9 +235,23 @@ pub fn ping(peer: &mut TcpStream, bytes: &[u8]) {
 pub fn get(addr: SocketAddr, path: &str) -> (String, String) {
     let mut peer = dial(addr);
     write!(peer, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").unwrap();
-    let answer = String::from_utf8(receive_rest(&mut peer)).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
-    (head.to_owned(), body.to_owned())
+    let mut answer = BufReader::new(peer);
+    let (mut head, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        answer.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the answer ends with {head:?}");
+        if line == "\r\n" {
+            break;
+        }
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        head.push_str(&line);
+    }
+    let mut body = vec![0; length];
+    answer.read_exact(&mut body).unwrap();
+    (head, String::from_utf8(body).unwrap())
 }
 
 /// Closes with a reset.
