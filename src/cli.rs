@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use bytesize::ByteSize;
@@ -405,6 +405,11 @@ pub struct Bench {
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     messages: Option<u64>,
 
+    /// With all connections open, wait until TIME before any load: UTC, such as 2026-11-24T20:00:00Z. So that several
+    /// generators begin together
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    start_at: Option<SystemTime>,
+
     /// Load before that, which is not counted
     #[arg(long, value_name = "DUR", default_value = "1s", value_parser = duration)]
     warm_up: Duration,
@@ -492,6 +497,7 @@ impl From<Bench> for bench::Config {
             rate: flags.rate,
             duration: flags.duration.or((!unlimited).then_some(Duration::from_secs(10))),
             messages: flags.messages,
+            start_at: flags.start_at,
             warm_up: flags.warm_up,
             find_rate: flags.find_rate,
             reconnect: flags.reconnect,
@@ -722,7 +728,8 @@ mod tests {
         "--",
     ];
 
-    const BENCH: [&str; 17] = [
+    const BENCH: [&str; 18] = [
+        "--start-at",
         "--connections",
         "--idle",
         "--connect-rate",

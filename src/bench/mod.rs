@@ -99,6 +99,8 @@ pub struct Config {
     pub duration: Option<Duration>,
     /// The most messages that are sent in the measured window.
     pub messages: Option<u64>,
+    /// With all connections open, wait until then before any load.
+    pub start_at: Option<SystemTime>,
     /// How long there is load before the measured window.
     pub warm_up: Duration,
     /// Look for the highest rate at which this holds.
@@ -130,6 +132,7 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
     let mut driver = Driver::new(config)?;
     let started = SystemTime::now();
     let opening = driver.open_all()?;
+    let belated = driver.await_start()?;
     let connected = config.watch_pid.map(|pid| watch::usage(pid, Precision::Exact)).transpose()?;
     driver.peak = connected.map_or(0, |usage| usage.resident);
     let (idle, busy) = (driver.load().open_idle(), driver.load().open());
@@ -161,6 +164,7 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
     });
     let mut warnings = warnings(config, &window, cpu);
     warnings.extend(search.as_ref().and_then(limited_search));
+    warnings.extend(belated);
     Ok(Run {
         schema,
         version,
@@ -368,6 +372,24 @@ impl<'a> Driver<'a> {
         }
         let end = self.load_mut().clock.read();
         Ok(Duration::from_nanos(end - begin))
+    }
+
+    /// Waits until it is time to begin. If that has passed already, returns a warning.
+    fn await_start(&mut self) -> anyhow::Result<Option<String>> {
+        let Some(start) = self.config.start_at else { return Ok(None) };
+        let left = || start.duration_since(SystemTime::now());
+        if let Err(passed) = left() {
+            let late = passed.duration().as_secs_f64();
+            return Ok(Some(format!("the connections were open {late:.1} s after the time to start (--start-at)")));
+        }
+        self.progress.set_prefix("waiting");
+        while let Ok(left) = left()
+            && !self.interrupted
+        {
+            let now = self.load_mut().clock.read();
+            self.step(Some(now + nanos(left)))?;
+        }
+        Ok(None)
     }
 
     fn await_connections(&mut self) -> anyhow::Result<()> {
