@@ -6,13 +6,14 @@
 //!    happens to the bytes that a `send` did not take; `deadlines` are timeouts that cost nothing while bytes move.
 //!    It drives a [`reactor::Protocol`]; the module's documentation shows one, whole.
 //! 2. [`serve`]: the server on it. `echo` is what echo means, `acceptor` is how connections are accepted when there
-//!    is room for them, and when there is not.
+//!    is room for them, and when there is not; `access` is who may come in. `datagrams` is the echo without
+//!    connections. `inside` shows all that over HTTP: a second protocol, on a reactor of its own that shares the poll.
 //! 3. [`mod@connect`]: the line client, another protocol on the same reactor.
-//! 4. [`mod@bench`]: the load generator, a third protocol on it. `client` sends and verifies, `payload` is the bytes,
+//! 4. [`mod@bench`]: the load generator, one more protocol on it. `client` sends and verifies, `payload` is the bytes,
 //!    `pace` is when they are due; [`bench::report`] is what others see of it.
-//! 5. [`cli`], [`address`], [`limits`], [`logging`], [`signals`]: the program around them.
+//! 5. [`cli`], [`address`], [`socket`], [`limits`], [`logging`], [`signals`]: the program around them.
 //!
-//! Imports point downward only: the reactor knows no protocol, and the three protocols do not know each other.
+//! Imports point downward only: the reactor knows no protocol, and the protocols do not know each other.
 //!
 //! # The facts, and where each is handled
 //!
@@ -29,6 +30,11 @@
 //! | a reset can come at any call | `Reactor::step`: every error ends that connection alone |
 //! | `accept` may fail for want of descriptors, and who waits raises no new edge | `serve/acceptor.rs` |
 //! | slab keys are reused, events are hints | [`reactor::Reactor::turn`], `Connection::mark` |
+//! | a datagram that does not fit into the send queue is dropped, for nobody would wait for it | `serve/datagrams.rs` |
+//! | who is bound to all addresses must answer from the one that was asked | `serve/datagrams.rs`: `pktinfo` |
+//! | two services that answer everything never stop | `serve/access.rs`: `DatagramGate` |
+//! | opening a Unix connection does not wait: where TCP would, it fails with WouldBlock | [`socket::Socket::connect_unix`] |
+//! | a socket file outlives its server | `serve/listener.rs`: `remove_stale`, `SocketFile` |
 //! | standard output cannot be made non-blocking for one program alone | `serve/printer.rs` |
 //! | registering costs a system call | [`reactor::Poller::interest`]: once, for life |
 

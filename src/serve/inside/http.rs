@@ -196,7 +196,12 @@ fn parse(bytes: &[u8]) -> Option<Request> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reactor::{Reactor, Readiness, Settings};
     use proptest::prelude::*;
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::io::{self, ErrorKind as Io, Read};
+    use std::rc::Rc;
 
     fn get(path: &str, keep: bool) -> Option<Request> {
         Some(Request::Get { path: path.to_owned(), keep })
@@ -237,7 +242,186 @@ mod tests {
         assert_eq!(parse(format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(100)).as_bytes()), bad(TOO_LARGE));
     }
 
+    /// A socket at which pieces arrive one at a time, and which takes so many bytes between two events.
+    #[derive(Default)]
+    struct Wire {
+        arriving: VecDeque<Vec<u8>>,
+        end: bool,
+        takes: usize,
+        allowance: usize,
+        sent: Vec<u8>,
+        shut: bool,
+    }
+
+    #[derive(Clone, Default)]
+    struct Scripted(Rc<RefCell<Wire>>);
+
+    impl Read for Scripted {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let wire = &mut *self.0.borrow_mut();
+            match wire.arriving.pop_front() {
+                Some(piece) => {
+                    into[..piece.len()].copy_from_slice(&piece);
+                    Ok(piece.len())
+                }
+                None if wire.end => Ok(0),
+                None => Err(Io::WouldBlock.into()),
+            }
+        }
+    }
+
+    impl Write for Scripted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let wire = &mut *self.0.borrow_mut();
+            if wire.allowance == 0 {
+                return Err(Io::WouldBlock.into());
+            }
+            let taken = bytes.len().min(wire.allowance);
+            wire.allowance -= taken;
+            wire.sent.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Stream for Scripted {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            self.0.borrow_mut().shut = true;
+            Ok(())
+        }
+
+        fn established(&mut self) -> io::Result<bool> {
+            Ok(true)
+        }
+    }
+
+    /// A client, and the loop that it is a client of.
+    struct World {
+        reactor: Reactor<Scripted, Http>,
+        wire: Scripted,
+        token: Token,
+        now: Instant,
+        /// Requests that were answered.
+        asked: Vec<Request>,
+    }
+
+    impl World {
+        fn new(takes: usize) -> Self {
+            let wire = Scripted::default();
+            wire.0.borrow_mut().takes = takes;
+            let mut reactor = Reactor::new(Http::default(), Settings { read_size: LONGEST, ..Settings::default() });
+            let now = Instant::now();
+            let socket = wire.clone();
+            let token = reactor
+                .open(|token, http| {
+                    let state = Welcome::<Scripted>::welcome(http, token, Origin::Unix, now);
+                    Ok((socket, state.unwrap()))
+                })
+                .unwrap();
+            World { reactor, wire, token, now, asked: Vec::new() }
+        }
+
+        fn arrive(&mut self, piece: &[u8]) {
+            self.wire.0.borrow_mut().arriving.push_back(piece.to_vec());
+        }
+
+        /// A turn as the owner makes it. Each answer is the path.
+        fn turn(&mut self) {
+            let takes = self.wire.0.borrow().takes;
+            self.wire.0.borrow_mut().allowance = takes;
+            self.reactor.protocol_mut().now = self.now;
+            let everything = Readiness { token: self.token, readable: true, writable: true, read_closed: false };
+            self.reactor.turn(self.now, [everything]);
+            for (token, request) in self.reactor.protocol_mut().take_requests() {
+                let body = match &request {
+                    Request::Get { path, .. } => path.clone(),
+                    Request::Bad { status } => (*status).to_owned(),
+                };
+                let answer = Answer::text("200 OK", body);
+                self.reactor.with(token, |http, peer, state| http.answer(peer, state, &request, &answer));
+                self.asked.push(request);
+            }
+        }
+
+        fn sent(&self) -> String {
+            String::from_utf8(self.wire.0.borrow().sent.clone()).unwrap()
+        }
+
+        fn impatient(&self, after: Duration) -> usize {
+            self.reactor.protocol().impatient(self.now + after, Duration::from_secs(10)).len()
+        }
+    }
+
+    #[test]
+    fn a_client_is_given_time_for_each_request_and_not_for_a_byte() {
+        let mut world = World::new(1 << 20);
+        let eleven = Duration::from_secs(11);
+        assert_eq!((world.impatient(Duration::from_secs(9)), world.impatient(eleven)), (0, 1), "it says nothing");
+        world.now += Duration::from_secs(9);
+        world.arrive(b"GET / HT");
+        world.turn();
+        assert_eq!(world.impatient(Duration::from_secs(2)), 1, "a few bytes gain it nothing");
+        world.arrive(b"TP/1.1\r\n\r\n");
+        world.turn();
+        assert_eq!((world.impatient(Duration::from_secs(9)), world.impatient(eleven)), (0, 1), "an answer does");
+        // An answer that is not taken.
+        let mut world = World::new(10);
+        world.arrive(b"GET /slow HTTP/1.1\r\n\r\n");
+        world.turn();
+        world.now += Duration::from_secs(9);
+        world.turn();
+        assert_eq!((world.sent().len(), world.impatient(Duration::from_secs(2))), (20, 1));
+    }
+
+    #[test]
+    fn what_comes_too_early_or_after_the_end_is_not_answered() {
+        let mut world = World::new(1 << 20);
+        world.arrive(b"GET /1 HTTP/1.1\r\n\r\n");
+        world.arrive(b"GET /2 HTTP/1.1\r\n\r\n");
+        world.turn();
+        assert_eq!(world.asked.len(), 1);
+        assert!(world.sent().ends_with("/1"), "{}", world.sent());
+        let mut world = World::new(1 << 20);
+        world.wire.0.borrow_mut().end = true;
+        world.arrive(b"GET /half-closed HTTP/1.1\r\n\r\n");
+        world.turn();
+        assert!(world.sent().contains("Connection: close") && world.sent().ends_with("/half-closed"));
+        assert!(world.reactor.is_empty() && world.reactor.protocol().since.is_empty());
+    }
+
     proptest! {
+        #[test]
+        fn however_a_request_comes_and_an_answer_is_taken_it_is_the_same(
+            cuts in prop::collection::vec(1usize..30, 1..20),
+            takes in 1usize..500,
+        ) {
+            let mut world = World::new(takes);
+            for number in 0..3 {
+                let request = format!("GET /{number} HTTP/1.1\r\nHost: here\r\n\r\n");
+                let mut rest = request.as_bytes();
+                for &cut in cuts.iter().cycle() {
+                    let (piece, after) = rest.split_at(cut.min(rest.len()));
+                    world.arrive(piece);
+                    world.turn();
+                    rest = after;
+                    if rest.is_empty() {
+                        break;
+                    }
+                }
+                let mut turns = 0;
+                while !world.sent().ends_with(&format!("\r\n\r\n/{number}")) {
+                    world.turn();
+                    turns += 1;
+                    prop_assert!(turns < 1000, "it got stuck: {}", world.sent());
+                }
+                prop_assert_eq!(world.asked.len(), number + 1);
+            }
+            prop_assert_eq!(world.sent().matches("200 OK").count(), 3);
+        }
+
         #[test]
         fn any_bytes_are_judged(bytes: Vec<u8>, text in "(GET|POST|G) /[ -~]{0,20} HTTP/1\\.[01]\r\n([a-zA-Z-]{1,9}: [ -~]{0,9}\r\n){0,3}(\r\n)?") {
             for bytes in [&bytes[..], text.as_bytes()] {

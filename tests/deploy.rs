@@ -1,0 +1,126 @@
+//! The files in deploy/ say what is: their command lines are understood, and those who read such files accept them.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use clap::Parser;
+use common::ECHOLOOP;
+use echoloop::cli::Cli;
+
+const INSTALLED: &str = "/usr/local/bin/echoloop";
+const KUBERNETES: [(&str, &str); 2] = [
+    ("echoloop.yaml", include_str!("../deploy/kubernetes/echoloop.yaml")),
+    ("bench.yaml", include_str!("../deploy/kubernetes/bench.yaml")),
+];
+
+fn deploy() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy"))
+}
+
+/// The units, by their names.
+fn units() -> Vec<(String, String)> {
+    let files = fs::read_dir(deploy()).unwrap().map(|entry| entry.unwrap().path());
+    let units = files
+        .filter(|path| ["service", "socket", "target"].iter().any(|it| path.extension().is_some_and(|e| e == *it)));
+    units
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(path).unwrap()))
+        .collect()
+}
+
+#[test]
+fn command_lines_are_understood() {
+    let mut lines = Vec::new();
+    for (name, unit) in units() {
+        for line in unit.lines().filter_map(|line| line.strip_prefix("ExecStart=")) {
+            let args = line.strip_prefix(INSTALLED).unwrap_or_else(|| panic!("{name}: {line}"));
+            lines.push(args.split_whitespace().map(str::to_owned).collect());
+        }
+    }
+    for (name, manifest) in KUBERNETES {
+        for line in manifest.lines().filter_map(|line| line.trim().strip_prefix("args: ")) {
+            lines.push(serde_json::from_str::<Vec<String>>(line).unwrap_or_else(|error| panic!("{name}: {error}")));
+        }
+    }
+    assert_eq!(lines.len(), 4, "two units and two containers");
+    for line in lines {
+        let line = [vec!["echoloop".to_owned()], line].concat();
+        assert!(Cli::try_parse_from(&line).is_ok(), "{line:?}");
+    }
+}
+
+#[test]
+fn images_are_of_this_version() {
+    let image = format!("image: echoloop:{}", env!("CARGO_PKG_VERSION"));
+    for (name, manifest) in KUBERNETES {
+        assert!(manifest.contains(&image), "{name}");
+    }
+}
+
+#[test]
+fn variables_are_those_of_options() {
+    let command = Command::new(ECHOLOOP).args(["help", "serve"]).output().unwrap();
+    let help = String::from_utf8_lossy(&command.stdout).into_owned();
+    let texts = units().into_iter().chain(KUBERNETES.map(|(name, text)| (name.to_owned(), text.to_owned())));
+    let mut found = 0;
+    for (name, text) in texts {
+        for rest in text.split("ECHOLOOP_").skip(1) {
+            let variable: String = rest.chars().take_while(|c| c.is_ascii_uppercase() || *c == '_').collect();
+            let option = format!("--{} ", variable.to_lowercase().replace('_', "-"));
+            assert!(help.contains(&option), "{name}: {option}");
+            found += 1;
+        }
+    }
+    assert!(found >= 4);
+}
+
+/// What `systemd-analyze verify` says of units in a directory of their own; `None` where it is not installed.
+fn verify(units: &[(String, String)]) -> Option<(bool, String)> {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = Command::new("systemd-analyze");
+    command.args(["verify", "--man=no"]).env("SYSTEMD_UNIT_PATH", format!("{}:", directory.path().display()));
+    for (name, unit) in units {
+        fs::write(directory.path().join(name), unit.replace(INSTALLED, ECHOLOOP)).unwrap();
+        command.arg(directory.path().join(name.replace("@.", "@1.")));
+    }
+    let output = command.output().ok()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // Where no systemd runs it says so too, about itself.
+    let about: Vec<_> = said.lines().filter(|line| line.contains("echoloop")).collect();
+    Some((output.status.success() && about.is_empty(), said))
+}
+
+#[test]
+fn systemd_takes_the_units() {
+    let units = units();
+    assert_eq!(units.len(), 4);
+    let Some((taken, said)) = verify(&units) else {
+        eprintln!("systemd-analyze is not installed");
+        return;
+    };
+    assert!(taken, "{said}");
+    let wrong = units.iter().map(|(name, unit)| (name.clone(), unit.replace("WatchdogSec=10s", "WatchdogSec=soon")));
+    let (taken, said) = verify(&wrong.collect::<Vec<_>>()).unwrap();
+    assert!(!taken, "a check that cannot fail is none: {said}");
+}
+
+#[test]
+fn kubernetes_takes_the_manifests() {
+    let validate = |path: &Path| {
+        let output = Command::new("kubernetes-validate").arg("--strict").arg(path).output().ok()?;
+        Some((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    let directory = tempfile::tempdir().unwrap();
+    for (name, manifest) in KUBERNETES {
+        let Some((taken, said)) = validate(&deploy().join("kubernetes").join(name)) else {
+            eprintln!("kubernetes-validate is not installed");
+            return;
+        };
+        assert!(taken, "{said}");
+        let path = directory.path().join(name);
+        fs::write(&path, manifest.replace("containers:", "container:")).unwrap();
+        assert!(!validate(&path).unwrap().0, "a check that cannot fail is none");
+    }
+}
