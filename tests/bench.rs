@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{ECHOLOOP, Server, echoloop, wait_until};
+use common::{ECHOLOOP, Server, echoloop, nobody, wait_until};
 use echoloop::bench::{Cause, ErrorKind, Run};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
@@ -295,11 +295,11 @@ fn a_server_that_closes_early_or_resets_is_told_apart() {
 
 #[test]
 fn nobody_listening_is_one_line() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let output = echoloop(&["bench", &format!("127.0.0.1:{port}")], b"");
+    let address = nobody().to_string();
+    let output = echoloop(&["bench", &address], b"");
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains(&format!("127.0.0.1:{port}")) && text.contains("refused"), "{text}");
+    assert!(text.contains(&address) && text.contains("refused"), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
 }
 
@@ -465,8 +465,7 @@ fn a_run_that_fails_leaves_the_files_as_they_were() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("run.json");
     fs::write(&file, "the last run").unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    assert_eq!(bench(port, &format!("--json {}", file.display())).status.code(), Some(1));
+    assert_eq!(bench(nobody(), &format!("--json {}", file.display())).status.code(), Some(1));
     assert_eq!(fs::read_to_string(file).unwrap(), "the last run");
 }
 

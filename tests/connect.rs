@@ -96,7 +96,7 @@ fn fails(address: &str, input: &[u8], mentions: &[&str]) {
 
 #[test]
 fn nobody_listening_is_one_line() {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = nobody().to_string();
     fails(&address, b"hello\n", &["echoloop: cannot connect to ", &address, "refused"]);
     fails("no-such-host.invalid:1", b"", &["cannot resolve no-such-host.invalid:1"]);
 }

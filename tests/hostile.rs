@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
@@ -349,14 +350,20 @@ fn the_accept_limit_and_a_stop_go_together() {
 #[test]
 fn a_full_disk_stops_nothing_but_the_printing() {
     let mut command = Command::new("sh");
-    // The line that says where it listens goes to the pipe, and everything after it to a disk that is full.
-    let fifo = tempfile::tempdir().unwrap();
-    let path = fifo.path().join("log");
-    let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    command.args(["-c", &format!("exec {ECHOLOOP} serve --print {listen} 2>{} >/dev/full", path.display())]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    // Where it listens it cannot say, so that has to be known beforehand.
+    let socket = directory.path().join("socket");
+    let (listen, log) = (socket.display(), path.display());
+    command.args(["-c", &format!("exec {ECHOLOOP} serve --print unix:{listen} 2>{log} >/dev/full")]);
     let mut child = command.spawn().unwrap();
-    wait_until("it listens", || TcpStream::connect(listen).is_ok());
-    let mut peer = dial(listen);
+    let mut peer = None;
+    wait_until("it listens", || {
+        peer = UnixStream::connect(&socket).ok();
+        peer.is_some()
+    });
+    let mut peer = peer.unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
     for _ in 0..10 {
         ping(&mut peer, b"never printed\n");
     }

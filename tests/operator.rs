@@ -351,20 +351,19 @@ fn what_a_supervisor_hands_over_by_mistake_is_named() {
 
 #[test]
 fn systemd_activates_it_where_there_is_systemd() {
-    let Ok(free) = TcpListener::bind("127.0.0.1:0") else { unreachable!() };
-    let addr = free.local_addr().unwrap();
-    drop(free);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("activated.sock");
     if Command::new("systemd-socket-activate").arg("--version").output().is_err() {
         eprintln!("systemd-socket-activate is not installed");
         return;
     }
     let mut command = Command::new("systemd-socket-activate");
-    command.args(["-l", &addr.to_string(), ECHOLOOP, "serve"]).stdin(Stdio::null()).stdout(Stdio::null());
+    command.arg("-l").arg(&path).args([ECHOLOOP, "serve"]).stdin(Stdio::null()).stdout(Stdio::null());
     let mut child = command.stderr(Stdio::null()).spawn().unwrap();
     // It starts the server when the first connection comes.
     let mut peer = None;
     wait_until("it listens", || {
-        peer = TcpStream::connect(addr).ok();
+        peer = UnixStream::connect(&path).ok();
         peer.is_some()
     });
     let mut peer = peer.unwrap();

@@ -4,7 +4,6 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -17,11 +16,11 @@ const README: &str = include_str!("../README.md");
 #[test]
 fn the_session_runs_as_written() {
     let block = README.split("```console\n").nth(1).unwrap().split("```").next().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    // The default port may be taken on this machine, so the session's commands are given another.
+    // The default port may be taken on this machine, so the session's commands are given another address.
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("echoloop");
-    let exec = format!("#!/bin/sh\ncommand=$1; shift; exec {ECHOLOOP} $command -q 127.0.0.1:{port} \"$@\"\n");
+    let address = format!("unix:{}", directory.path().join("socket").display());
+    let exec = format!("#!/bin/sh\ncommand=$1; shift; exec {ECHOLOOP} $command -q {address} \"$@\"\n");
     fs::write(&program, exec).unwrap();
     fs::set_permissions(&program, Permissions::from_mode(0o700)).unwrap();
     let mut script = "PATH=$PWD:$PATH\ntrap 'kill $!' EXIT\n".to_owned();
@@ -42,7 +41,7 @@ fn the_session_runs_as_written() {
     let output =
         Command::new("timeout").args(["60", "sh", "-c", &script]).current_dir(directory.path()).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), expected.replace("7777", &port.to_string()));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected.replace("127.0.0.1:7777", &address));
 }
 
 #[test]

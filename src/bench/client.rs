@@ -140,6 +140,11 @@ impl Place {
         }
     }
 
+    /// Bytes that are to be sent and were not handed to the socket yet.
+    fn planned_ahead(&self) -> u64 {
+        self.planned - self.sent
+    }
+
     /// Whether a message that is sent now would leave now.
     fn is_free(&self) -> bool {
         self.stage == Stage::Open && self.sent == self.planned
@@ -350,14 +355,13 @@ impl Load {
         }
         let sent = self.clock.at_message();
         loop {
-            let mut place = &mut self.places[index as usize];
-            while place.planned - place.sent < PIECE as u64 {
-                let Some(due) = self.may_begin(index) else { break };
-                place = &mut self.places[index as usize];
+            while self.places[index as usize].planned_ahead() < PIECE as u64
+                && let Some(due) = self.may_begin(index)
+            {
+                let place = &mut self.places[index as usize];
                 place.planned += self.sizes.of(place.serial, place.begun);
                 let end = place.planned;
                 self.begin(index, end, due, sent);
-                place = &mut self.places[index as usize];
             }
             let place = &mut self.places[index as usize];
             if place.sent == place.planned {

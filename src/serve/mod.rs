@@ -30,7 +30,7 @@ use signal_hook::low_level::signal_name;
 
 use crate::address::{Address, DEFAULT, Endpoint};
 use crate::limits;
-use crate::reactor::{Counters, Doing, Poller, Reactor, Readiness, Settings};
+use crate::reactor::{Doing, Poller, Reactor, Readiness, Settings};
 use crate::signals::{self, Request, StopSignals};
 use acceptor::{Accept, Acceptor};
 use access::DatagramGate;
@@ -39,6 +39,7 @@ use inside::{Inside, Seen, Snapshot};
 use listener::Listener;
 use mio::Token;
 use printer::Printer;
+use stats::Stats;
 use supervisor::{Inherited, Supervisor};
 
 pub use access::{AccessOptions, Refusal, Refusals};
@@ -120,6 +121,7 @@ pub struct Server {
     /// There is no listener, so that having none is no end.
     datagrams_only: bool,
     inside: Option<Inside>,
+    stats: Option<Stats>,
     stopping: bool,
     began: Instant,
     asleep: Duration,
@@ -170,6 +172,7 @@ impl Server {
             datagrams_only: listeners.is_empty(),
             service: Service::new(config, listeners, max_connections, printer),
             inside,
+            stats: config.stats_interval.map(Stats::new),
             stopping: false,
             began: Instant::now(),
             asleep: Duration::ZERO,
@@ -234,6 +237,10 @@ impl Server {
             inside.turn(now, self);
             self.inside = Some(inside);
         }
+        if self.stats.as_ref().is_some_and(|stats| now >= stats.due()) {
+            let summary = self.summary();
+            self.stats.iter_mut().for_each(|stats| stats.log(now, summary));
+        }
     }
 
     /// Does what signals ask for. Returns the ending, if one asks for it at once.
@@ -256,7 +263,8 @@ impl Server {
     /// How long the poll may sleep; `None`: until something becomes ready.
     fn sleep(&self, now: Instant) -> Option<Duration> {
         let inside = self.inside.as_ref().and_then(|inside| inside.sleep(now));
-        let sleeps = [self.service.sleep(now), self.datagrams.sleep(), self.supervisor.sleep(now), inside];
+        let stats = self.stats.as_ref().map(|stats| stats.due().saturating_duration_since(now));
+        let sleeps = [self.service.sleep(now), self.datagrams.sleep(), self.supervisor.sleep(now), inside, stats];
         sleeps.into_iter().flatten().min()
     }
 
@@ -371,13 +379,6 @@ struct Service<A: Accept> {
     drain_timeout: Duration,
     /// When what is left is cut off. Set once stopping has begun.
     deadline: Option<Instant>,
-    stats: Option<Stats>,
-}
-
-struct Stats {
-    every: Duration,
-    last: Instant,
-    counters: Counters,
 }
 
 impl<A: Accept> Service<A> {
@@ -390,11 +391,6 @@ impl<A: Accept> Service<A> {
             acceptor: Acceptor::new(listeners, max_connections, config.accept_limit),
             drain_timeout: config.drain_timeout,
             deadline: None,
-            stats: config.stats_interval.map(|every| Stats {
-                every,
-                last: Instant::now(),
-                counters: Counters::default(),
-            }),
         }
     }
 
@@ -413,22 +409,13 @@ impl<A: Accept> Service<A> {
             }
             self.reactor.cut();
         }
-        if let Some(stats) = &mut self.stats
-            && now >= stats.last + stats.every
-        {
-            let counters = *self.reactor.counters();
-            info!("{}", stats::interval(&stats.counters, &counters, now - stats.last));
-            stats.last = now;
-            stats.counters = counters;
-        }
     }
 
     /// How long the poll may sleep before the next turn; `None`: until something becomes ready.
     pub fn sleep(&self, now: Instant) -> Option<Duration> {
         let until = |then: Instant| then.saturating_duration_since(now);
-        let stats = self.stats.as_ref().map(|stats| until(stats.last + stats.every));
         let header = self.reactor.protocol().next_due().map(until);
-        let sleeps = [self.reactor.sleep(now), self.acceptor.sleep(now), self.deadline.map(until), header, stats];
+        let sleeps = [self.reactor.sleep(now), self.acceptor.sleep(now), self.deadline.map(until), header];
         sleeps.into_iter().flatten().min()
     }
 

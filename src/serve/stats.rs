@@ -1,16 +1,17 @@
 //! The lines in which a server reports its counters.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use indicatif::HumanCount;
+use log::info;
 
 use super::access::Refusals;
 use super::datagrams::DatagramCounters;
 use crate::reactor::Counters;
 
 /// What a server has done, from its start to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
     /// What its event loop counted.
     pub counters: Counters,
@@ -62,23 +63,62 @@ impl std::fmt::Display for Summary {
     }
 }
 
+/// The line that is logged every so often.
+pub(super) struct Stats {
+    every: Duration,
+    last: Instant,
+    before: Summary,
+}
+
+impl Stats {
+    pub fn new(every: Duration) -> Self {
+        Stats { every, last: Instant::now(), before: Summary::default() }
+    }
+
+    /// When the next line is due.
+    pub fn due(&self) -> Instant {
+        self.last + self.every
+    }
+
+    /// Logs what has happened since the last line.
+    pub fn log(&mut self, now: Instant, summary: Summary) {
+        info!("{}", interval(&self.before, &summary, now - self.last));
+        self.last = now;
+        self.before = summary;
+    }
+}
+
 /// One line on the time between two states of the counters.
-pub(super) fn interval(before: &Counters, after: &Counters, time: Duration) -> String {
+fn interval(before: &Summary, after: &Summary, time: Duration) -> String {
     let per_second = |before: u64, after: u64| ((after - before) as f64 / time.as_secs_f64()).round() as u64;
-    let turns = after.turns - before.turns;
-    format!(
+    let (was, is) = (&before.counters, &after.counters);
+    let turns = is.turns - was.turns;
+    let mut line = format!(
         "{} connections, {} made/s, {} lost/s, {}/s in, {}/s out, {} partial sends, {} would-blocks, {} turns/s, {:.1} \
          events a turn",
-        HumanCount(after.live()),
-        HumanCount(per_second(before.made, after.made)),
-        HumanCount(per_second(before.lost(), after.lost())),
-        size(per_second(before.bytes_in, after.bytes_in)),
-        size(per_second(before.bytes_out, after.bytes_out)),
-        HumanCount(after.partial_sends - before.partial_sends),
-        HumanCount(after.would_block - before.would_block),
-        HumanCount(per_second(before.turns, after.turns)),
-        if turns == 0 { 0.0 } else { (after.events - before.events) as f64 / turns as f64 },
-    )
+        HumanCount(is.live()),
+        HumanCount(per_second(was.made, is.made)),
+        HumanCount(per_second(was.lost(), is.lost())),
+        size(per_second(was.bytes_in, is.bytes_in)),
+        size(per_second(was.bytes_out, is.bytes_out)),
+        HumanCount(is.partial_sends - was.partial_sends),
+        HumanCount(is.would_block - was.would_block),
+        HumanCount(per_second(was.turns, is.turns)),
+        if turns == 0 { 0.0 } else { (is.events - was.events) as f64 / turns as f64 },
+    );
+    let refused = after.refusals.total() - before.refusals.total();
+    if refused > 0 {
+        line += &format!(", {} refused", HumanCount(refused));
+    }
+    if let Some((is, _)) = &after.datagrams {
+        let was = before.datagrams.map_or_else(DatagramCounters::default, |(was, _)| was);
+        line += &format!(
+            ", {} datagrams/s in, {}/s sent back",
+            HumanCount(per_second(was.received, is.received)),
+            HumanCount(per_second(was.sent, is.sent))
+        );
+    }
+    line
 }
 
 fn size(bytes: u64) -> impl std::fmt::Display {

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -226,9 +226,14 @@ pub fn dial(addr: SocketAddr) -> TcpStream {
 
 /// Sends `bytes` and receives their echo.
 #[track_caller]
-pub fn ping(peer: &mut TcpStream, bytes: &[u8]) {
+pub fn ping(peer: &mut (impl Read + Write), bytes: &[u8]) {
     peer.write_all(bytes).unwrap();
     receive(peer, bytes);
+}
+
+/// An address at which nobody listens, nor will: the other tests are at others.
+pub fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.99:0").unwrap().local_addr().unwrap()
 }
 
 /// Gets a page over HTTP: the head of the answer, and its body.
@@ -261,7 +266,7 @@ pub fn reset(peer: TcpStream) {
 
 /// Receives `bytes`.
 #[track_caller]
-pub fn receive(peer: &mut TcpStream, bytes: &[u8]) {
+pub fn receive(peer: &mut impl Read, bytes: &[u8]) {
     let mut echo = vec![0; bytes.len()];
     peer.read_exact(&mut echo).unwrap();
     assert!(echo == bytes, "the echo is not what was sent");

@@ -333,7 +333,8 @@ mod tests {
             let takes = self.wire.0.borrow().takes;
             self.wire.0.borrow_mut().allowance = takes;
             self.reactor.protocol_mut().now = self.now;
-            let everything = Readiness { token: self.token, readable: true, writable: true, read_closed: false };
+            let read_closed = self.wire.0.borrow().end;
+            let everything = Readiness { token: self.token, readable: true, writable: true, read_closed };
             self.reactor.turn(self.now, [everything]);
             for (token, request) in self.reactor.protocol_mut().take_requests() {
                 let body = match &request {
