@@ -17,7 +17,7 @@ use rustix::process::Signal;
 
 const MIB: usize = 1024 * 1024;
 
-/// What a peer can have waiting at the server: one read.
+/// What a peer can have waiting at the server that has never taken whole what it was sent: one read.
 const READ: u64 = 64 * 1024;
 
 /// The server's processor time of half a second in which nothing happens.

@@ -40,7 +40,8 @@ impl Link {
                 Link::Datagrams(Box::new(Ports { load, sockets, owed: Vec::new(), buffer }))
             }
             _ => {
-                let settings = Settings { read_size: 256 * 1024, read_budget: 1024 * 1024, ..Settings::default() };
+                let (read_size, read_budget) = (256 * 1024, 1024 * 1024);
+                let settings = Settings { read_size, largest_read: read_size, read_budget, ..Settings::default() };
                 Link::Streams(Box::new(Reactor::new(load, settings)))
             }
         }

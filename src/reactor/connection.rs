@@ -128,6 +128,8 @@ pub(super) struct Connection<S> {
     read_closed: bool,
     /// Its key is in the ready queue.
     pub queued: bool,
+    /// How often the size of its reads has been doubled.
+    growth: u8,
 }
 
 impl<S: Stream> Connection<S> {
@@ -143,6 +145,7 @@ impl<S: Stream> Connection<S> {
             writable: !connecting,
             read_closed: false,
             queued: false,
+            growth: 0,
         }
     }
 
@@ -196,6 +199,21 @@ impl<S: Stream> Connection<S> {
 
     fn may_flush(&self) -> bool {
         self.writable && !self.outbound.is_empty()
+    }
+
+    /// How many bytes to read at once: `smallest`, doubled up to `largest` for a peer that has been sending much and taking
+    /// whole what it was sent. Bulk gets cheaper by that, and who does not read gets no more of our memory than before.
+    pub fn read_size(&self, smallest: usize, largest: usize) -> usize {
+        (smallest << self.growth).min(largest)
+    }
+
+    /// Takes a lesson from a read that has been answered: `filled`, if it had as many bytes as it was to have.
+    pub fn learn(&mut self, filled: bool, smallest: usize, largest: usize) {
+        if !self.outbound.is_empty() {
+            self.growth = 0;
+        } else if filled && self.read_size(smallest, largest) < largest {
+            self.growth += 1;
+        }
     }
 
     /// Asks whether the connection that is being opened is there now. Only then may bytes be sent and received.

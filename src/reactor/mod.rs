@@ -210,9 +210,11 @@ impl Counters {
 /// How a reactor behaves.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Bytes read at most at once: the size of the one buffer that all connections share, and so the most that one
-    /// of them can have waiting to be echoed.
+    /// Bytes read at most at once, at first.
     pub read_size: usize,
+    /// Up to so many for a peer that fills its reads and takes whole what it is sent; at least `read_size`. So this is the
+    /// most that one connection can have waiting to be echoed, and what is at first for one that was never so.
+    pub largest_read: usize,
     /// Bytes read from one connection in a turn before the others get theirs.
     pub read_budget: usize,
     /// Close connections on which nothing moved for so long.
@@ -224,10 +226,11 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// 64 KiB a read, 256 KiB a turn, no idle timeout.
+    /// 64 KiB a read and up to 256 KiB, 256 KiB a turn, no idle timeout.
     fn default() -> Self {
         Settings {
             read_size: 64 * 1024,
+            largest_read: 256 * 1024,
             read_budget: 256 * 1024,
             idle_timeout: None,
             short_is_conclusive: SHORT_IS_CONCLUSIVE,
@@ -255,7 +258,7 @@ pub struct Peer<'a, S> {
     counters: &'a mut Counters,
     token: Token,
     now: Millis,
-    conclusive: bool,
+    settings: &'a Settings,
     /// Why the connection is lost when the protocol's call returns.
     end: Option<Reason>,
 }
@@ -266,10 +269,10 @@ impl<'a, S: Stream> Peer<'a, S> {
         counters: &'a mut Counters,
         key: usize,
         now: Millis,
-        settings: &Settings,
+        settings: &'a Settings,
     ) -> Self {
-        let (conclusive, token) = (settings.short_is_conclusive, Token(settings.first_token + key));
-        Peer { connection, counters, token, now, conclusive, end: None }
+        let token = Token(settings.first_token + key);
+        Peer { connection, counters, token, now, settings, end: None }
     }
 
     /// Sends `bytes`: straight to the socket, and what it does not take waits until it is writable again. A failure
@@ -280,7 +283,7 @@ impl<'a, S: Stream> Peer<'a, S> {
         if !self.connection.is_open() || self.end.is_some() {
             return;
         }
-        match self.connection.send(bytes, self.conclusive, self.now) {
+        match self.connection.send(bytes, self.settings.short_is_conclusive, self.now) {
             Ok(taken) => {
                 self.counters.bytes_out += taken as u64;
                 if taken < bytes.len() {
@@ -331,8 +334,16 @@ impl<'a, S: Stream> Peer<'a, S> {
         &self.connection.socket
     }
 
+    fn read_size(&self) -> usize {
+        self.connection.read_size(self.settings.read_size, self.settings.largest_read)
+    }
+
+    fn learn(&mut self, filled: bool) {
+        self.connection.learn(filled, self.settings.read_size, self.settings.largest_read);
+    }
+
     fn receive(&mut self, into: &mut [u8]) -> io::Result<Received> {
-        let received = self.connection.receive(into, self.conclusive, self.now)?;
+        let received = self.connection.receive(into, self.settings.short_is_conclusive, self.now)?;
         match received {
             Received::Bytes { count, dry } => trace!(
                 "token {}: read {} of {}{}",
@@ -353,7 +364,7 @@ impl<'a, S: Stream> Peer<'a, S> {
     /// Sends what waits. Returns whether that drained it.
     fn flush(&mut self) -> io::Result<bool> {
         let waited = self.connection.waiting();
-        let flushed = self.connection.flush(self.conclusive, self.now);
+        let flushed = self.connection.flush(self.settings.short_is_conclusive, self.now);
         let left = self.connection.waiting();
         self.counters.waiting -= (waited - left) as u64; // before an error, too, some may have left
         let taken = flushed?;
@@ -427,7 +438,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             slots: Slab::new(),
             ready: VecDeque::new(),
             orphaned: false,
-            scratch: vec![0; ROUND + 2 * settings.read_size].into_boxed_slice(),
+            scratch: vec![0; ROUND + 2 * settings.largest_read].into_boxed_slice(),
             arrivals: Vec::new(),
             protocol,
             settings,
@@ -654,7 +665,8 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             return Some(Arrival { key, at, received: None });
         }
         let mut peer = Peer::new(connection, &mut self.counters, key as usize, self.now, &self.settings);
-        match peer.receive(&mut self.scratch[at..at + self.settings.read_size]) {
+        let size = peer.read_size();
+        match peer.receive(&mut self.scratch[at..at + size]) {
             Ok(received) => Some(Arrival { key, at, received: Some(received) }),
             Err(error) => {
                 self.remove(key as usize, error.into());
@@ -665,11 +677,11 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
 
     /// Makes the steps that one connection can make now, within its budget. The buffer is free from `filled` on.
     fn serve(&mut self, arrival: Arrival, filled: usize) {
-        let (budget, read_size, draining) = (self.settings.read_budget, self.settings.read_size, self.draining);
+        let (budget, draining) = (self.settings.read_budget, self.draining);
         self.step(arrival.key as usize, |protocol, peer, state, scratch| {
             let (arrived, free) = scratch.split_at_mut(filled);
             let first = arrival.received.map(|received| (received, &arrived[arrival.at..]));
-            drive(protocol, peer, state, first, &mut free[..read_size], budget)?;
+            drive(protocol, peer, state, first, free, budget)?;
             if draining {
                 peer.finish();
             }
@@ -813,14 +825,19 @@ fn drive<S: Stream, P: Protocol<S>>(
                 trace!("token {}: budget spent: back to the ready queue", peer.token.0);
                 break;
             }
-            None => (peer.receive(scratch)?, &*scratch),
+            None => {
+                let size = peer.read_size();
+                (peer.receive(&mut scratch[..size])?, &*scratch)
+            }
         };
         let dry = match received {
             Received::Bytes { count, dry } => {
                 left = left.saturating_sub(count);
                 if peer.connection.input() == Input::Open {
+                    let filled = count == peer.read_size();
                     peer.counters.bytes_in += count as u64;
                     protocol.received(peer, state, &bytes[..count]);
+                    peer.learn(filled);
                 }
                 dry
             }

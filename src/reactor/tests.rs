@@ -201,6 +201,7 @@ impl World {
     fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings {
             read_size: READ_SIZE,
+            largest_read: READ_SIZE,
             read_budget: 4 * READ_SIZE,
             idle_timeout: None,
             short_is_conclusive: true,
@@ -368,6 +369,32 @@ fn a_busy_peer_spends_its_budget_and_the_others_get_theirs() {
         world.turn(&[]);
     }
     busy_kernel.assert_echoed(100 * READ_SIZE);
+}
+
+#[test]
+fn reads_grow_while_what_was_read_is_taken_whole_and_no_longer() {
+    let mut world = World::with(|settings| {
+        settings.largest_read = 4 * READ_SIZE;
+        settings.read_budget = 100 * READ_SIZE;
+    });
+    let (token, kernel) = world.open();
+    let most = Take(100 * READ_SIZE);
+    kernel.reads(&[most, most, most, most, WouldBlock]);
+    world.turn(&[readable(token)]);
+    kernel.assert_echoed((1 + 2 + 4 + 4) * READ_SIZE);
+    // A part that is not taken: what waits is this one read, and the next is as small as the first was.
+    kernel.reads(&[most]).writes(&[Take(1)]);
+    world.turn(&[readable(token)]);
+    assert_eq!(world.waiting(token), 4 * READ_SIZE - 1);
+    kernel.reads(&[most, WouldBlock]);
+    world.turn(&[writable(token)]);
+    kernel.assert_echoed((11 + 4 + 1) * READ_SIZE);
+    // One that does not fill its reads is no reason for larger ones.
+    kernel.reads(&[Take(1)]);
+    world.turn(&[readable(token)]);
+    kernel.reads(&[most, most, WouldBlock]);
+    world.turn(&[readable(token)]);
+    kernel.assert_echoed(16 * READ_SIZE + 1 + (2 + 4) * READ_SIZE);
 }
 
 #[test]
@@ -668,7 +695,10 @@ proptest! {
         reset in prop::option::weighted(0.2, (0..30usize, any::<bool>())),
         conclusive in any::<bool>(),
     ) {
-        let mut world = World::with(|settings| settings.short_is_conclusive = conclusive);
+        let mut world = World::with(|settings| {
+            settings.short_is_conclusive = conclusive;
+            settings.largest_read = 4 * READ_SIZE;
+        });
         let (token, kernel) = world.open();
         for (number, (reads, writes, [readable, writable, read_closed])) in steps.iter().enumerate() {
             kernel.reads(reads).writes(writes);
@@ -685,7 +715,7 @@ proptest! {
             if !script.dropped {
                 let held = world.waiting(token);
                 prop_assert_eq!(held, script.read.len() - script.written.len());
-                prop_assert!(held <= READ_SIZE);
+                prop_assert!(held <= 4 * READ_SIZE);
                 prop_assert_eq!(held as u64, world.reactor.counters().waiting);
             }
         }

@@ -146,7 +146,7 @@ impl Pattern {
 
     fn new(rng: &mut Rng) -> Self {
         let block: Vec<u8> = (0..Self::PERIOD).map(|_| rng.choice(*b"bye\nBY\r-").unwrap()).collect();
-        let again = block.len() + Settings::default().read_size;
+        let again = block.len() + Settings::default().largest_read;
         Pattern(block.into_iter().cycle().take(again).collect())
     }
 
@@ -470,7 +470,7 @@ impl World {
         assert!(!resumes || !kernel.listening, "a connection has closed, and accepting was not tried again");
         // Memory is bounded by one read each, and nothing is held for who is gone.
         let settings = Settings::default();
-        let read_size = settings.read_size as u64;
+        let read_size = settings.largest_read as u64;
         let owed = |wire: &Wire| wire.read - wire.echoed;
         let held: u64 = kernel.wires.iter().filter(|wire| wire.is_open() && !wire.shut).map(owed).sum();
         let waiting = self.service.reactor.counters().waiting;
@@ -486,7 +486,7 @@ impl World {
             let (number, taken) = (wire.number, wire.read - wire.read_before);
             // Who seems idle is served once more before it is closed.
             let services = 1 + u64::from(self.config.idle_timeout.is_some());
-            let budget = services * (settings.read_budget + settings.read_size) as u64;
+            let budget = services * (settings.read_budget + settings.largest_read) as u64;
             assert!(taken <= budget, "connection {number} was read {taken} bytes in one turn");
             assert!(wire.reset || wire.echoed >= wire.due, "a stop left bytes of connection {number} unanswered");
             if wire.reset {

@@ -312,7 +312,10 @@ mod tests {
         fn new(takes: usize) -> Self {
             let wire = Scripted::default();
             wire.0.borrow_mut().takes = takes;
-            let mut reactor = Reactor::new(Http::default(), Settings { read_size: LONGEST, ..Settings::default() });
+            let mut reactor = Reactor::new(
+                Http::default(),
+                Settings { read_size: LONGEST, largest_read: LONGEST, ..Settings::default() },
+            );
             let now = Instant::now();
             let socket = wire.clone();
             let token = reactor

@@ -80,6 +80,7 @@ impl Inside {
             first_token: tokens::INSIDE,
             // A request is short, and one is answered at a time.
             read_size: http::LONGEST,
+            largest_read: http::LONGEST,
             read_budget: http::LONGEST,
             ..Settings::default()
         };
