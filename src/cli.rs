@@ -243,7 +243,8 @@ pub struct Serve {
     #[arg(long)]
     reuse_port: bool,
 
-    /// Before sleeping in the poll, spin so long, such as 50us: lower latency, for a busy core
+    /// Before sleeping in the poll, spin so long, such as 50us: lower latency, for a busy core. Only while events come
+    /// as close as that
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = duration)]
     busy_poll: Duration,
 

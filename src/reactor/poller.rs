@@ -12,23 +12,47 @@ use super::Readiness;
 /// Events taken from the kernel at once. 16 measure slower; 64 to 1024 measure alike.
 const EVENTS: usize = 1024;
 
+/// Waits in a row that were longer than the spinning before it is given up.
+const MISSES: u32 = 8;
+
 /// A [`mio::Poll`] with its events, and the spinning before it sleeps.
 #[derive(Debug)]
 pub struct Poller {
     poll: Poll,
     events: Events,
-    busy_poll: Duration,
+    spinning: Spinning,
+}
+
+/// Whether spinning before a sleep is worth it: while events come so close on each other that it meets them. Where they
+/// do not it would only use up the processor, so after some misses it is left alone until a wait has been short again.
+#[derive(Debug)]
+struct Spinning {
+    limit: Duration,
+    misses: u32,
+}
+
+impl Spinning {
+    /// How long to spin before the next sleep.
+    fn time(&self) -> Duration {
+        if self.misses < MISSES { self.limit } else { Duration::ZERO }
+    }
+
+    /// Takes in how long a wait was.
+    fn learn(&mut self, waited: Duration) {
+        self.misses = if waited < self.limit { 0 } else { self.misses.saturating_add(1) };
+    }
 }
 
 impl Poller {
     /// A poll that spins for `busy_poll` before it sleeps: that keeps the core hot and saves the wake-up, at the
-    /// price of a busy core.
+    /// price of a busy core. It does so only while events come as close as that.
     ///
     /// # Errors
     ///
     /// What the kernel reports, as when there is no descriptor left (epoll_create1(2)).
     pub fn new(busy_poll: Duration) -> io::Result<Self> {
-        Ok(Poller { poll: Poll::new()?, events: Events::with_capacity(EVENTS), busy_poll })
+        let spinning = Spinning { limit: busy_poll, misses: 0 };
+        Ok(Poller { poll: Poll::new()?, events: Events::with_capacity(EVENTS), spinning })
     }
 
     /// Where sources are registered.
@@ -50,8 +74,14 @@ impl Poller {
     ///
     /// What the kernel reports, EINTR excepted (epoll_wait(2)).
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<(Instant, impl Iterator<Item = Readiness> + '_)> {
-        if !self.spin(timeout)? {
+        let began = (!self.spinning.limit.is_zero()).then(Instant::now);
+        let spun = began.map_or(Ok(false), |began| self.spin(began, timeout))?;
+        if !spun {
             self.poll(timeout)?;
+        }
+        let now = Instant::now();
+        if let Some(began) = began {
+            self.spinning.learn(now - began);
         }
         let ready = self.events.iter().map(|event| Readiness {
             token: event.token(),
@@ -60,16 +90,15 @@ impl Poller {
             writable: event.is_writable() || event.is_error(),
             read_closed: event.is_read_closed(),
         });
-        Ok((Instant::now(), ready))
+        Ok((now, ready))
     }
 
-    /// Polls without sleeping for as long as asked. Returns whether something became ready.
-    fn spin(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
-        let limit = timeout.unwrap_or(Duration::MAX).min(self.busy_poll);
+    /// Polls without sleeping, for as long as it is worth it. Returns whether something became ready.
+    fn spin(&mut self, began: Instant, timeout: Option<Duration>) -> io::Result<bool> {
+        let limit = timeout.unwrap_or(Duration::MAX).min(self.spinning.time());
         if limit.is_zero() {
             return Ok(false);
         }
-        let began = Instant::now();
         loop {
             self.poll(Some(Duration::ZERO))?;
             if !self.events.is_empty() {
@@ -86,5 +115,26 @@ impl Poller {
             Err(error) if error.kind() != ErrorKind::Interrupted => Err(error),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_spins_while_events_come_close_and_not_for_those_that_do_not() {
+        let limit = Duration::from_micros(100);
+        let (short, long) = (limit / 2, limit * 50);
+        let mut spinning = Spinning { limit, misses: 0 };
+        for _ in 0..MISSES {
+            assert_eq!(spinning.time(), limit);
+            spinning.learn(long);
+        }
+        assert_eq!(spinning.time(), Duration::ZERO, "it has missed often enough");
+        spinning.learn(long);
+        assert_eq!(spinning.time(), Duration::ZERO);
+        spinning.learn(short);
+        assert_eq!(spinning.time(), limit, "it would have met this one");
     }
 }
