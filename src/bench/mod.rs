@@ -209,7 +209,9 @@ fn warnings(config: &Config, window: &Window, cpu: Duration) -> Vec<String> {
     let mut warnings = Vec::new();
     let share = cpu.as_secs_f64() / window.seconds().max(1e-9);
     let spins = !config.busy_poll.is_zero() || window.service.is_some();
-    if share > 0.95 && !spins {
+    // A run that was over before it began says nothing.
+    let began = window.seconds() >= TICK.as_secs_f64();
+    if share > 0.95 && began && !spins {
         warnings.push(format!(
             "the generator used {:.0} % of a core, so it may have been the limit, and not the server: share the load \
              among several processes, and add up what they report (echoloop report --merge)",
