@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use rustix::io::Errno;
 
 use super::acceptor::Accept;
 use super::tokens;
-use super::{Config, Service};
+use super::{AccessOptions, Config, Service};
 use crate::reactor::{Readiness, Stream};
 use crate::socket::Origin;
 
@@ -147,6 +148,15 @@ impl World {
             }
         }
         panic!("the loop spins");
+    }
+
+    /// The peer of the connection under `key` sends. Returns what has come back to it, and whether it is closed.
+    fn send(&mut self, key: usize, bytes: &[u8]) -> (Vec<u8>, bool) {
+        let socket = self.door.0.borrow().open[key].clone();
+        socket.0.borrow_mut().incoming.extend(bytes);
+        self.turn(&[readable(Token(key))]);
+        let wire = socket.0.borrow();
+        (wire.outgoing.clone(), wire.closed)
     }
 
     /// The peer of the connection under `key` closes.
@@ -355,4 +365,78 @@ fn echoing_allocates_nothing_with_or_without_messages_to_look_for() {
             world.now += Duration::from_millis(10);
         }
     }
+}
+
+fn behind_a_proxy() -> World {
+    let access = AccessOptions {
+        proxy_protocol: true,
+        deny: vec!["203.0.113.0/24".parse().unwrap()],
+        max_per_source: Some(1),
+        ..AccessOptions::default()
+    };
+    let mut world = World::new(Config { access, ..Config::default() }, 100);
+    world.door.queue(4);
+    world.knock();
+    world
+}
+
+#[test]
+fn nothing_of_a_header_is_echoed_however_it_comes_and_everything_after_it_is() {
+    let mut world = behind_a_proxy();
+    assert_eq!(world.send(0, b"PROXY TCP4 198.51.100.7 192.0.2.1 4711 7\r\nhello"), (b"hello".to_vec(), false));
+    for byte in b"PROXY TCP4 198.51.100.8 192.0.2.1 4711 7\r" {
+        assert_eq!(world.send(1, &[*byte]), (vec![], false));
+    }
+    assert_eq!(world.send(1, b"\nhi"), (b"hi".to_vec(), false));
+    assert_eq!(world.send(1, b", PROXY again"), (b"hi, PROXY again".to_vec(), false), "there is one header");
+    assert_eq!(world.send(2, b"GET / HTTP/1.1\r\n"), (vec![], true));
+    assert_eq!(world.send(3, b"PROXY TCP4 203.0.113.9 192.0.2.1 1 7\r\nhello"), (vec![], true), "denied");
+    let summary = world.service.summary();
+    assert_eq!(summary.refusals.to_string(), "1 denied, 1 header");
+    assert_eq!((summary.counters.refused, summary.counters.live()), (2, 2));
+}
+
+#[test]
+fn whom_a_proxy_speaks_for_counts_until_the_connection_is_gone() {
+    let header = b"PROXY TCP4 198.51.100.7 192.0.2.1 4711 7\r\n";
+    let mut world = behind_a_proxy();
+    assert_eq!(world.send(0, header), (vec![], false));
+    assert_eq!(world.send(1, header), (vec![], true), "one is the most");
+    world.hang_up(0);
+    assert_eq!(world.send(2, header), (vec![], false), "there is room again");
+    world.hang_up(3); // one that never said for whom it speaks takes nobody's place with it
+    assert_eq!(world.service.summary().refusals.to_string(), "1 per_source, 1 header");
+}
+
+#[test]
+fn a_header_is_waited_for_five_seconds_and_no_longer() {
+    let mut world = behind_a_proxy();
+    world.send(0, b"PROXY UNKNOWN\r\n");
+    world.send(1, b"PROXY UN");
+    assert_eq!(world.settle(), Some(Duration::from_secs(5)));
+    world.now += Duration::from_millis(4999);
+    world.turn(&[]);
+    assert_eq!(world.connections(), 4);
+    world.send(2, b"PROXY UNKNOWN\r\n");
+    world.now += Duration::from_millis(1);
+    world.turn(&[]);
+    assert_eq!(world.connections(), 2, "those whose header has come are left");
+    assert_eq!(world.settle(), None);
+    assert_eq!(world.service.summary().refusals.to_string(), "2 header");
+    assert_eq!(world.send(0, b"still here").0, b"still here");
+}
+
+#[test]
+fn who_is_turned_away_at_the_door_is_no_connection() {
+    let access = AccessOptions { accept_rate: NonZeroU32::new(3), ..AccessOptions::default() };
+    let mut world = World::new(Config { access, accept_limit: Some(4), ..Config::default() }, 100);
+    world.door.queue(10);
+    world.knock();
+    assert_eq!((world.connections(), world.door.waiting()), (3, 0));
+    assert_eq!(world.service.summary().refusals.to_string(), "7 rate");
+    world.now += Duration::from_secs(1);
+    world.door.queue(1);
+    world.knock();
+    assert_eq!(world.connections(), 4, "the limit counts those who were let in");
+    assert!(world.service.acceptor.is_closed());
 }
