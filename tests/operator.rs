@@ -102,6 +102,17 @@ fn a_unix_socket_is_served_like_any_other() {
 }
 
 #[test]
+fn a_full_backlog_of_a_unix_socket_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let endpoint = format!("unix:{}", directory.path().join("echo.sock").display());
+    let _server = Server::start_on(&[&endpoint], &["--backlog", "1"]);
+    // Unlike TCP, the kernel does not try again: it says at once that there is no room.
+    let output = echoloop(&["bench", &endpoint, "-q", "-c", "500", "-n", "5000", "--warm-up", "0s"], b"");
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && report.contains("500 of 500 opened"), "{report}");
+}
+
+#[test]
 fn datagrams_go_back_whole_to_whoever_sent_them() {
     let mut server = Server::start_on(&["udp:127.0.0.1:0", "udp:[::1]:0"], &[]);
     let (v4, v6) = (server.addrs[0], server.addrs[1]);

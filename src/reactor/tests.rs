@@ -727,6 +727,7 @@ proptest! {
         prop_assert!(kernel.dropped());
         let counters = *world.reactor.counters();
         prop_assert_eq!(counters.finished + counters.failed, 1);
+        prop_assert_eq!(counters.waiting, 0, "nothing waits for who is gone");
         if counters.failed == 0 {
             let script = kernel.0.borrow();
             prop_assert_eq!(&script.written, &script.read);
