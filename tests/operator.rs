@@ -173,6 +173,7 @@ fn datagrams_have_a_rate_for_each_source() {
     let mut server = Server::start_on(&["udp:127.0.0.1:0"], &["--datagram-rate", "5", "--deny", "127.0.0.9"]);
     let addr = server.addr();
     let port = |source: &str| port_from(&format!("{source}:0"), addr);
+    let began = Instant::now();
     let (greedy, modest, denied) = (port("127.0.0.1"), port("127.0.0.2"), port("127.0.0.9"));
     for _ in 0..50 {
         greedy.send(b"more").unwrap();
@@ -184,7 +185,8 @@ fn datagrams_have_a_rate_for_each_source() {
     while greedy.recv(&mut [0; 100]).is_ok() {
         answered += 1;
     }
-    assert!((5..=10).contains(&answered), "{answered} of 50 at once were answered");
+    let most = 5.0 * (1.0 + began.elapsed().as_secs_f64()) + 1.0;
+    assert!(answered >= 5 && f64::from(answered) <= most, "{answered} of 50 were answered, at most {most}");
     let log = server.stop();
     assert!(log.contains("50 denied") && log.contains(" rate)"), "{log}");
 }
@@ -409,6 +411,8 @@ fn a_supervisor_is_told_that_it_is_ready_alive_and_stopping() {
     assert!(next().contains("WATCHDOG=1"));
     // Stopped, as a loop that hangs, it gives no sign of life.
     server.signal(Signal::STOP);
+    let status = format!("/proc/{}/status", server.pid());
+    wait_until("it is stopped", || fs::read_to_string(&status).unwrap().contains("State:\tT"));
     socket.set_nonblocking(true).unwrap();
     while socket.recv(&mut [0; 1000]).is_ok() {}
     socket.set_nonblocking(false).unwrap();
@@ -659,7 +663,7 @@ fn options_come_from_the_environment_too_and_the_command_line_wins() {
         Server::spawn(command, 1)
     };
     let mut server = start(&[("ECHOLOOP_MAX_CONNECTIONS", "7"), ("ECHOLOOP_ONCE", "1")], &[]);
-    assert!(server.log().contains("room for 7 connections"));
+    server.wait_for_log("room for 7 connections");
     let mut peer = server.connect();
     ping(&mut peer, b"once");
     drop(peer);

@@ -207,11 +207,11 @@ impl<S: Stream> Connection<S> {
         (smallest << self.growth).min(largest)
     }
 
-    /// Takes a lesson from a read that has been answered: `filled`, if it had as many bytes as it was to have.
-    pub fn learn(&mut self, filled: bool, smallest: usize, largest: usize) {
-        if !self.outbound.is_empty() {
-            self.growth = 0;
-        } else if filled && self.read_size(smallest, largest) < largest {
+    /// Reads more from here on, if a read of `count` bytes was as large as it could be, and what came of it was taken
+    /// whole. That it is less again is decided where a part is not taken.
+    pub fn grow(&mut self, count: usize, smallest: usize, largest: usize) {
+        let size = self.read_size(smallest, largest);
+        if count == size && size < largest && self.outbound.is_empty() {
             self.growth += 1;
         }
     }
@@ -272,6 +272,7 @@ impl<S: Stream> Connection<S> {
             Sent::Part(taken) => {
                 self.outbound.push(&bytes[taken..]);
                 self.writable = false;
+                self.growth = 0;
                 if taken > 0 {
                     self.moved_at = now;
                 }

@@ -338,8 +338,8 @@ impl<'a, S: Stream> Peer<'a, S> {
         self.connection.read_size(self.settings.read_size, self.settings.largest_read)
     }
 
-    fn learn(&mut self, filled: bool) {
-        self.connection.learn(filled, self.settings.read_size, self.settings.largest_read);
+    fn grow(&mut self, count: usize) {
+        self.connection.grow(count, self.settings.read_size, self.settings.largest_read);
     }
 
     fn receive(&mut self, into: &mut [u8]) -> io::Result<Received> {
@@ -834,10 +834,11 @@ fn drive<S: Stream, P: Protocol<S>>(
             Received::Bytes { count, dry } => {
                 left = left.saturating_sub(count);
                 if peer.connection.input() == Input::Open {
-                    let filled = count == peer.read_size();
                     peer.counters.bytes_in += count as u64;
                     protocol.received(peer, state, &bytes[..count]);
-                    peer.learn(filled);
+                    if count >= peer.settings.read_size {
+                        peer.grow(count);
+                    }
                 }
                 dry
             }
