@@ -294,8 +294,12 @@ fn a_proxy_tells_for_whom_it_speaks() {
 
 #[test]
 fn processes_share_a_port() {
-    let first = Server::start(&["--reuse-port"]);
+    let mut first = Server::start(&["--reuse-port", "--http", "0"]);
     let addr = first.addr().to_string();
+    let inside = first.inside().to_string();
+    let refused = echoloop(&["serve", &addr, "--reuse-port", "--http", &inside], b"");
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && error.contains(&inside), "who looks must know at whom: {error}");
     let second = Server::start_on(&[&addr], &["--reuse-port"]);
     let refused = echoloop(&["serve", &addr], b"");
     assert_eq!(refused.status.code(), Some(1), "without the option the address is in use");

@@ -202,7 +202,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// How many bytes to read at once: `smallest`, doubled up to `largest` for a peer that has been sending much and taking
-    /// whole what it was sent. Bulk gets cheaper by that, and who does not read gets no more of our memory than before.
+    /// whole what it was sent. Bulk gets cheaper by that, and who has never read fast gets no more of our memory for it.
     pub fn read_size(&self, smallest: usize, largest: usize) -> usize {
         (smallest << self.growth).min(largest)
     }

@@ -212,8 +212,8 @@ impl Counters {
 pub struct Settings {
     /// Bytes read at most at once, at first.
     pub read_size: usize,
-    /// Up to so many for a peer that fills its reads and takes whole what it is sent; at least `read_size`. So this is the
-    /// most that one connection can have waiting to be echoed, and what is at first for one that was never so.
+    /// Up to so many for a peer that fills its reads and takes whole what it is sent; at least `read_size`. This is the most
+    /// that one connection can have waiting to be echoed; one that has never been so fast has `read_size` at most.
     pub largest_read: usize,
     /// Bytes read from one connection in a turn before the others get theirs.
     pub read_budget: usize,

@@ -149,7 +149,9 @@ impl Server {
             bound.listen(&DEFAULT.parse()?)?;
         }
         let Bound { listeners, ports, endpoints, .. } = bound;
-        let mut http = Bound::new(&poller, &config.sockets);
+        // The echo's options are not for these: on a port that several processes share, who looks would see any of them.
+        let plain = SocketOptions::default();
+        let mut http = Bound::new(&poller, &plain);
         http.taken = listeners.len() + ports.len();
         for address in &config.http {
             http.listen(address)?;
@@ -222,7 +224,9 @@ impl Server {
                 return Ok(ending);
             }
         }
-        self.supervisor.stopping();
+        if !self.stopping {
+            self.supervisor.stopping(); // no signal has ended it, but the accept limit
+        }
         self.service.finish();
         Ok(Ending::Stopped)
     }
