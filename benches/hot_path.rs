@@ -7,9 +7,9 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use echoloop::reactor::socket::Origin;
 use echoloop::reactor::{Reactor, Readiness, Settings, Stream};
 use echoloop::serve::Echo;
-use echoloop::socket::Origin;
 use mio::Token;
 
 /// Lines without the terminator, as long as a read.

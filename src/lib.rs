@@ -11,7 +11,7 @@
 //! 3. [`mod@connect`]: the line client, another protocol on the same reactor.
 //! 4. [`mod@bench`]: the load generator, one more protocol on it. `client` sends and verifies, `payload` is the bytes,
 //!    `pace` is when they are due; [`bench::report`] is what others see of it.
-//! 5. [`cli`], [`address`], [`socket`], [`limits`], [`logging`], [`signals`]: the program around them.
+//! 5. [`cli`], [`limits`], [`logging`], [`signals`]: the program around them.
 //!
 //! Imports point downward only: the reactor knows no protocol, and the protocols do not know each other.
 //!
@@ -33,12 +33,11 @@
 //! | a datagram that does not fit into the send queue is dropped, for nobody would wait for it | `serve/datagrams.rs` |
 //! | who is bound to all addresses must answer from the one that was asked | `serve/datagrams.rs`: `pktinfo` |
 //! | two services that answer everything never stop | `serve/access.rs`: `DatagramGate` |
-//! | opening a Unix connection does not wait: where TCP would, it fails with WouldBlock | [`socket::Socket::connect_unix`] |
+//! | opening a Unix connection does not wait: where TCP would, it fails with WouldBlock | [`reactor::socket::Socket::connect_unix`] |
 //! | a socket file outlives its server | `serve/listener.rs`: `remove_stale`, `SocketFile` |
 //! | standard output cannot be made non-blocking for one program alone | `serve/printer.rs` |
 //! | registering costs a system call | [`reactor::Poller::interest`]: once, for life |
 
-pub mod address;
 pub mod bench;
 pub mod cli;
 pub mod connect;
@@ -47,4 +46,4 @@ pub mod logging;
 pub mod reactor;
 pub mod serve;
 pub mod signals;
-pub mod socket;
+pub mod values;

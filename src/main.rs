@@ -4,10 +4,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::slice;
 
-use echoloop::address::Endpoint;
 use echoloop::bench::report::{self, Outputs};
 use echoloop::bench::{self, Run};
 use echoloop::cli::{Bench, Cli, Command, Report};
+use echoloop::reactor::address::Endpoint;
 use echoloop::serve::{Ending, Server};
 use echoloop::{cli, connect, logging};
 use log::{error, info, warn};

@@ -88,7 +88,7 @@ fn a_thousand_peers_that_send_and_do_not_read_hold_one_read_each_and_hold_nobody
     drop(quiet);
     server.wait_until_alone();
     let log = server.stop();
-    assert!(log.contains(" 0 resets, 0 idle, 0 stalled, 0 cut"), "{log}");
+    assert!(log.contains(" 0 resets, 0 idle, 0 stalled, 0 aborted"), "{log}");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn half_open_peers_that_vanish_are_closed_and_their_memory_is_given_back() {
     }
     server.wait_until_alone();
     let log = server.stop();
-    assert!(log.contains(" 100 idle, 100 stalled, 0 cut"), "{log}");
+    assert!(log.contains(" 100 idle, 100 stalled, 0 aborted"), "{log}");
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn a_stop_under_load_loses_no_byte_that_was_read() {
             .sum();
         let size = bytesize::ByteSize(echoed as u64).display().iec();
         assert!(log.contains(&format!("{size} in, {size} out")), "{size} came back: {log}");
-        assert!(log.contains(" 0 resets") && log.contains(" 0 cut"), "{log}");
+        assert!(log.contains(" 0 resets") && log.contains(" 0 aborted"), "{log}");
     }
 }
 
@@ -344,7 +344,7 @@ fn the_accept_limit_and_a_stop_go_together() {
     drop(peers);
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(0), "{log}");
-    assert!(log.contains("served 3 connections") && log.contains(" 0 cut"), "{log}");
+    assert!(log.contains("served 3 connections") && log.contains(" 0 aborted"), "{log}");
 }
 
 #[test]
@@ -533,5 +533,5 @@ fn soak() {
     let log = server.stop();
     println!("{soak:#?}\nresident: {before} after a quarter, {peak} at most, {after} at the end\n{log}");
     assert!(after <= before + MIB as u64, "{after} bytes are resident, and {before} were");
-    assert!(!log.contains("ERROR") && log.contains(" 0 cut"), "{log}");
+    assert!(!log.contains("ERROR") && log.contains(" 0 aborted"), "{log}");
 }

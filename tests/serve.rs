@@ -351,7 +351,7 @@ fn a_stop_sends_what_is_owed() {
     assert_eq!(status.code(), Some(0));
     let summary = format!("{} in", bytesize::ByteSize(echoed.len() as u64 + 5).display().iec());
     assert!(log.contains(&summary), "all that was read came back: {summary}: {}", log.lines().last().unwrap());
-    assert!(log.contains(" 0 resets") && log.contains(" 0 cut"), "{}", log.lines().last().unwrap());
+    assert!(log.contains(" 0 resets") && log.contains(" 0 aborted"), "{}", log.lines().last().unwrap());
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn a_stop_waits_no_longer_than_it_was_told() {
     send_until_blocked(&server, &mut peer, &noise(8, 64 * MIB));
     let log = server.stop();
     assert!(log.contains("the drain timeout has passed: 1 connections are cut"));
-    assert!(log.contains(" 1 cut"));
+    assert!(log.contains(" 1 aborted"));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::pace::Schedule;
 use super::payload::{PIECE, Payload, Sizes};
 use super::record::Record;
 use super::summary::ErrorKind;
-use crate::reactor::{Peer, Protocol, Reason, Stream};
+use crate::reactor::{CloseReason, Protocol, Stream, Transport};
 pub(super) use datagrams::{LONGEST as LONGEST_DATAGRAM, NUMBER};
 
 /// Messages for which the clock is read once. It is read at every turn of the loop too, so this bounds by how much the
@@ -349,7 +349,7 @@ impl Load {
     }
 
     /// Sends what a place is to send now.
-    pub fn feed<S: Stream>(&mut self, peer: &mut Peer<'_, S>, index: u32) {
+    pub fn feed<S: Stream>(&mut self, transport: &mut Transport<'_, S>, index: u32) {
         if self.places[index as usize].stage != Stage::Open {
             return;
         }
@@ -368,12 +368,12 @@ impl Load {
                 return;
             }
             // Piece by piece from the pattern, so that what waits for WRITABLE is one piece at most.
-            while place.sent < place.planned && peer.waiting() == 0 {
+            while place.sent < place.planned && transport.waiting() == 0 {
                 let piece = self.payload.piece(place.serial, place.sent, place.planned - place.sent);
-                peer.send(piece);
+                transport.write(piece);
                 place.sent += piece.len() as u64;
             }
-            if place.sent < place.planned || peer.waiting() > 0 {
+            if place.sent < place.planned || transport.waiting() > 0 {
                 return;
             }
         }
@@ -425,7 +425,7 @@ impl<S: Stream> Protocol<S> for Load {
     /// The server may refuse to read while it cannot send, so what it sends must be read in any case.
     const FULL_DUPLEX: bool = true;
 
-    fn made(&mut self, peer: &mut Peer<'_, S>, &mut index: &mut u32) {
+    fn opened(&mut self, transport: &mut Transport<'_, S>, &mut index: &mut u32) {
         let now = self.clock.read();
         let place = &mut self.places[index as usize];
         if let Stage::Connecting { since } = place.stage {
@@ -433,11 +433,11 @@ impl<S: Stream> Protocol<S> for Load {
             self.connecting -= 1;
             self.record.connected(now - since, place.seasoned);
             place.seasoned = true;
-            self.feed(peer, index);
+            self.feed(transport, index);
         }
     }
 
-    fn received(&mut self, peer: &mut Peer<'_, S>, &mut index: &mut u32, bytes: &[u8]) {
+    fn received(&mut self, transport: &mut Transport<'_, S>, &mut index: &mut u32, bytes: &[u8]) {
         let place = &mut self.places[index as usize];
         if place.stage != Stage::Open {
             return;
@@ -451,41 +451,41 @@ impl<S: Stream> Protocol<S> for Load {
         let place = &mut self.places[index as usize];
         if right < echo.len() {
             self.mismatch(index as usize, &echo[right..]);
-            peer.finish();
+            transport.close();
         } else if !excess.is_empty() {
             let text = format!("connection {}: {} bytes more than were sent", place.serial, excess.len());
             self.fail(index as usize, ErrorKind::Excess, text);
-            peer.finish();
+            transport.close();
         } else if self.reconnect.is_some_and(|limit| place.begun >= limit) && place.flights.is_empty() {
             place.stage = Stage::Closing;
-            peer.finish();
+            transport.close();
         } else {
-            self.feed(peer, index);
+            self.feed(transport, index);
         }
     }
 
-    fn drained(&mut self, peer: &mut Peer<'_, S>, &mut index: &mut u32) {
-        self.feed(peer, index);
+    fn flushed(&mut self, transport: &mut Transport<'_, S>, &mut index: &mut u32) {
+        self.feed(transport, index);
     }
 
-    fn ended(&mut self, peer: &mut Peer<'_, S>, &mut index: &mut u32) {
+    fn eof(&mut self, transport: &mut Transport<'_, S>, &mut index: &mut u32) {
         let place = &self.places[index as usize];
         if place.stage == Stage::Open {
             let missing = place.planned - place.received;
             let text = format!("connection {}: closed by the server with {missing} bytes owed", place.serial);
             self.fail(index as usize, ErrorKind::ClosedEarly, text);
         }
-        peer.finish();
+        transport.close();
     }
 
-    fn lost(&mut self, _: Token, index: u32, reason: &Reason) {
+    fn closed(&mut self, _: Token, index: u32, reason: &CloseReason) {
         let index = index as usize;
         let place = &self.places[index];
         match (place.stage, reason) {
-            (Stage::Connecting { .. }, Reason::Failed(error)) => {
+            (Stage::Connecting { .. }, CloseReason::Failed(error)) => {
                 self.fail(index, connect_kind(error), error.to_string())
             }
-            (Stage::Open, Reason::Failed(error)) => {
+            (Stage::Open, CloseReason::Failed(error)) => {
                 let kind = match error.kind() {
                     Io::ConnectionReset | Io::BrokenPipe | Io::ConnectionAborted => ErrorKind::Reset,
                     _ => ErrorKind::Failed,
@@ -598,7 +598,7 @@ mod tests {
 
     fn feed(reactor: &mut Reactor<Echoing, Load>) {
         let token = reactor.protocol().places[0].token;
-        reactor.with(token, |load, peer, _| load.feed(peer, 0));
+        reactor.with(token, |load, transport, _| load.feed(transport, 0));
     }
 
     proptest! {

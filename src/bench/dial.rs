@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::ensure;
 
-use crate::address::Endpoint;
+use crate::reactor::address::Endpoint;
 
 /// Local addresses to dial from: `127.0.0.1`, `127.0.0.1,127.0.0.2`, `127.0.0.1-127.0.0.9`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

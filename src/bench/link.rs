@@ -11,9 +11,9 @@ use mio::net::UdpSocket;
 use mio::{Registry, Token};
 
 use super::client::{LONGEST_DATAGRAM, Load};
-use crate::address::Endpoint;
+use crate::reactor::address::Endpoint;
+use crate::reactor::socket::Socket;
 use crate::reactor::{Poller, Reactor, Readiness, Settings};
-use crate::socket::Socket;
 
 /// The sockets of all places, and the load on them.
 pub(super) enum Link {
@@ -106,7 +106,7 @@ impl Link {
         match self {
             Link::Streams(reactor) => {
                 let token = reactor.protocol().places[index as usize].token;
-                reactor.with(token, |load, peer, _| load.feed(peer, index));
+                reactor.with(token, |load, transport, _| load.feed(transport, index));
             }
             Link::Datagrams(ports) => ports.feed(index),
         }
@@ -117,7 +117,7 @@ impl Link {
         match self {
             Link::Streams(reactor) => {
                 for token in reactor.protocol_mut().expire(timeout) {
-                    reactor.close(token);
+                    reactor.abort(token);
                 }
             }
             Link::Datagrams(ports) => {

@@ -23,9 +23,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail, ensure};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use crate::address::{Address, Endpoint};
 use crate::limits;
 use crate::reactor::Poller;
+use crate::reactor::address::{Address, Endpoint};
 use crate::signals::{self, Request, StopSignals};
 use client::{LONGEST_DATAGRAM, Load, Nanos, Stage, Traffic};
 use criterion::Figures;

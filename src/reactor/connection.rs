@@ -10,8 +10,8 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use super::deadlines::Millis;
 use super::outbound::{self, Outbound, Sent};
+use super::timer_wheel::Millis;
 
 /// A non-blocking byte stream: `read` and `write` fail with `WouldBlock` instead of waiting.
 pub trait Stream: Read + Write {
@@ -259,7 +259,7 @@ impl<S: Stream> Connection<S> {
 
     /// Sends `bytes`: what the socket does not take now waits for WRITABLE. Returns how many bytes it took.
     pub fn send(&mut self, bytes: &[u8], conclusive: bool, now: Millis) -> io::Result<usize> {
-        debug_assert!(matches!(self.output, Output::Open), "nothing is sent after finish()");
+        debug_assert!(matches!(self.output, Output::Open), "nothing is sent after close()");
         if !self.outbound.is_empty() {
             self.outbound.push(bytes); // behind those that wait: the order is the stream
             return Ok(0);
@@ -295,15 +295,15 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Nothing more will be sent than what waits; what comes in is still received.
-    pub fn finish_sending(&mut self) {
+    pub fn shutdown_write(&mut self) {
         if matches!(self.output, Output::Connecting | Output::Open) {
             self.output = Output::Finishing;
         }
     }
 
     /// Nothing more will be sent than what waits, and what comes in is thrown away.
-    pub fn finish(&mut self) {
-        self.finish_sending();
+    pub fn close(&mut self) {
+        self.shutdown_write();
         if self.input == Input::Open {
             self.input = Input::Discarded;
         }

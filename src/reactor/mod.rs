@@ -3,7 +3,7 @@
 //! A [`Reactor`] keeps the connections in a slab, remembers which of them can make progress, and drives a
 //! [`Protocol`], in the shape that Twisted and asyncio made familiar: a connection was *made*, bytes were
 //! *received*, the socket ran *dry*, what waited was *drained*, the peer *ended* its side, the connection was *lost*.
-//! A protocol answers through its [`Peer`]: `send`, `finish`.
+//! A protocol answers through its [`Transport`]: `send`, `finish`.
 //!
 //! The loop is `poll`, then [`turn`](Reactor::turn). [`Poller`] is the poll: mio's, with a few lines around it. The
 //! turn is given what became ready and the time, and touches the world only through [`Stream`], so that a test can
@@ -14,7 +14,7 @@
 //! RFC 863's discard service, whole:
 //!
 //! ```
-//! use echoloop::reactor::{Peer, Poller, Protocol, Reactor, Settings, Stream};
+//! use echoloop::reactor::{Transport, Poller, Protocol, Reactor, Settings, Stream};
 //! use std::io::Write;
 //! use std::time::{Duration, Instant};
 //!
@@ -27,7 +27,7 @@
 //! impl<S: Stream> Protocol<S> for Discard {
 //!     type State = (); // nothing to remember about a connection
 //!
-//!     fn received(&mut self, _: &mut Peer<'_, S>, _: &mut (), bytes: &[u8]) {
+//!     fn received(&mut self, _: &mut Transport<'_, S>, _: &mut (), bytes: &[u8]) {
 //!         self.bytes += bytes.len();
 //!     }
 //! }
@@ -56,12 +56,14 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+pub mod address;
 mod connection;
-mod deadlines;
 mod outbound;
 mod poller;
+pub mod socket;
 #[cfg(test)]
 mod tests;
+mod timer_wheel;
 
 use std::collections::VecDeque;
 use std::io;
@@ -74,7 +76,7 @@ use serde::Serialize;
 use slab::Slab;
 
 use connection::{Connection, Input, Received};
-use deadlines::{Deadlines, Millis};
+use timer_wheel::{Millis, TimerWheel};
 
 pub use connection::{SHORT_IS_CONCLUSIVE, Stream};
 pub use poller::Poller;
@@ -98,30 +100,30 @@ pub trait Protocol<S: Stream>: Sized {
     const FULL_DUPLEX: bool = false;
 
     /// A connection was made.
-    fn made(&mut self, _peer: &mut Peer<'_, S>, _state: &mut Self::State) {}
+    fn opened(&mut self, _transport: &mut Transport<'_, S>, _state: &mut Self::State) {}
 
     /// Bytes were received: the next ones of the stream, cut anywhere.
-    fn received(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State, bytes: &[u8]);
+    fn received(&mut self, transport: &mut Transport<'_, S>, state: &mut Self::State, bytes: &[u8]);
 
     /// Everything that had arrived has been received.
-    fn dry(&mut self, _peer: &mut Peer<'_, S>, _state: &mut Self::State) {}
+    fn read_drained(&mut self, _transport: &mut Transport<'_, S>, _state: &mut Self::State) {}
 
     /// Everything that waited to be sent has been taken by the socket.
-    fn drained(&mut self, _peer: &mut Peer<'_, S>, _state: &mut Self::State) {}
+    fn flushed(&mut self, _transport: &mut Transport<'_, S>, _state: &mut Self::State) {}
 
     /// The peer has closed its side; everything it sent has been received, or thrown away after
-    /// [`finish`](Peer::finish). By default our side is closed too, once what waits has been sent.
-    fn ended(&mut self, peer: &mut Peer<'_, S>, _state: &mut Self::State) {
-        peer.finish();
+    /// [`finish`](Transport::finish). By default our side is closed too, once what waits has been sent.
+    fn eof(&mut self, transport: &mut Transport<'_, S>, _state: &mut Self::State) {
+        transport.close();
     }
 
     /// The connection is gone.
-    fn lost(&mut self, _token: Token, _state: Self::State, _reason: &Reason) {}
+    fn closed(&mut self, _token: Token, _state: Self::State, _reason: &CloseReason) {}
 }
 
 /// Why a connection is gone.
 #[derive(Debug)]
-pub enum Reason {
+pub enum CloseReason {
     /// Everything was sent, and both sides were closed (or the peer did not close its side within [`LINGER`]).
     Finished,
     /// A call on the socket failed: the peer reset the connection, vanished, or never answered.
@@ -131,20 +133,20 @@ pub enum Reason {
     /// Bytes waited, and the peer took none for the idle timeout.
     Stalled,
     /// Its owner gave it up, as when a stop took too long.
-    Cut,
+    Aborted,
     /// Its protocol does not want it.
     Refused,
 }
 
-impl From<io::Error> for Reason {
+impl From<io::Error> for CloseReason {
     fn from(error: io::Error) -> Self {
-        Reason::Failed(error)
+        CloseReason::Failed(error)
     }
 }
 
 /// What a connection is doing, as far as can be seen from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Doing {
+pub enum Activity {
     /// Nothing moved lately.
     Idle,
     /// Bytes moved lately.
@@ -162,7 +164,7 @@ pub struct Counters {
     pub made: u64,
     /// The most connections at once.
     pub peak: u64,
-    /// Connections lost, by [`Reason`].
+    /// Connections lost, by [`CloseReason`].
     pub finished: u64,
     /// Connections that ended with a socket error.
     pub failed: u64,
@@ -171,7 +173,7 @@ pub struct Counters {
     /// Connections closed because their peer took nothing for the idle timeout.
     pub stalled: u64,
     /// Connections given up with bytes unsent or the peer's end unseen.
-    pub cut: u64,
+    pub aborted: u64,
     /// Connections that the protocol refused.
     pub refused: u64,
     /// Bytes received, those thrown away excepted.
@@ -198,7 +200,7 @@ pub const TURN_SIZES: [Option<u64>; 8] = [Some(0), Some(1), Some(4), Some(16), S
 impl Counters {
     /// Connections lost, for whatever reason.
     pub fn lost(&self) -> u64 {
-        self.finished + self.failed + self.idle + self.stalled + self.cut + self.refused
+        self.finished + self.failed + self.idle + self.stalled + self.aborted + self.refused
     }
 
     /// Connections there are.
@@ -253,17 +255,17 @@ pub struct Readiness {
 }
 
 /// One connection, as its protocol sees it during a call.
-pub struct Peer<'a, S> {
+pub struct Transport<'a, S> {
     connection: &'a mut Connection<S>,
     counters: &'a mut Counters,
     token: Token,
     now: Millis,
     settings: &'a Settings,
     /// Why the connection is lost when the protocol's call returns.
-    end: Option<Reason>,
+    end: Option<CloseReason>,
 }
 
-impl<'a, S: Stream> Peer<'a, S> {
+impl<'a, S: Stream> Transport<'a, S> {
     fn new(
         connection: &'a mut Connection<S>,
         counters: &'a mut Counters,
@@ -272,14 +274,14 @@ impl<'a, S: Stream> Peer<'a, S> {
         settings: &'a Settings,
     ) -> Self {
         let token = Token(settings.first_token + key);
-        Peer { connection, counters, token, now, settings, end: None }
+        Transport { connection, counters, token, now, settings, end: None }
     }
 
     /// Sends `bytes`: straight to the socket, and what it does not take waits until it is writable again. A failure
     /// is not reported here; the connection is then lost as soon as the protocol's call returns.
     ///
-    /// After [`finish`](Peer::finish) nothing is sent.
-    pub fn send(&mut self, bytes: &[u8]) {
+    /// After [`finish`](Transport::finish) nothing is sent.
+    pub fn write(&mut self, bytes: &[u8]) {
         if !self.connection.is_open() || self.end.is_some() {
             return;
         }
@@ -305,18 +307,18 @@ impl<'a, S: Stream> Peer<'a, S> {
     }
 
     /// Has the connection closed at once, whatever waits, as soon as the protocol's call returns.
-    pub fn refuse(&mut self) {
-        self.end.get_or_insert(Reason::Refused);
+    pub fn abort(&mut self) {
+        self.end.get_or_insert(CloseReason::Refused);
     }
 
     /// Closes the connection, after what has been sent has left. What the peer still sends is thrown away.
-    pub fn finish(&mut self) {
-        self.connection.finish();
+    pub fn close(&mut self) {
+        self.connection.close();
     }
 
     /// Closes the sending side alone, after what has been sent has left, and goes on receiving.
-    pub fn finish_sending(&mut self) {
-        self.connection.finish_sending();
+    pub fn shutdown_write(&mut self) {
+        self.connection.shutdown_write();
     }
 
     /// The number of bytes that were sent and wait for the socket to take them.
@@ -386,7 +388,7 @@ impl<'a, S: Stream> Peer<'a, S> {
     }
 
     /// Whether the protocol's call has ended the connection, by a `send` that failed or by refusing it.
-    fn check(&mut self) -> Result<(), Reason> {
+    fn check(&mut self) -> Result<(), CloseReason> {
         self.end.take().map_or(Ok(()), Err)
     }
 }
@@ -425,15 +427,15 @@ where
     counters: Counters,
     began: Instant,
     now: Millis,
-    idle: Option<(Millis, Deadlines)>,
-    lingering: Deadlines,
+    idle: Option<(Millis, TimerWheel)>,
+    lingering: TimerWheel,
     draining: bool,
 }
 
 impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     /// A reactor without connections.
     pub fn new(protocol: P, settings: Settings) -> Self {
-        let idle = settings.idle_timeout.map(millis).map(|timeout| (timeout, Deadlines::new(timeout)));
+        let idle = settings.idle_timeout.map(millis).map(|timeout| (timeout, TimerWheel::new(timeout)));
         Reactor {
             slots: Slab::new(),
             ready: VecDeque::new(),
@@ -446,7 +448,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             began: Instant::now(),
             now: 0,
             idle,
-            lingering: Deadlines::new(millis(LINGER)),
+            lingering: TimerWheel::new(millis(LINGER)),
             draining: false,
         }
     }
@@ -459,7 +461,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     /// What `make` returns; nothing is added then.
     pub fn open(&mut self, make: impl FnOnce(Token, &mut P) -> io::Result<(S, P::State)>) -> io::Result<Token> {
         let token = self.insert(false, make)?;
-        self.with(token, |protocol, peer, state| protocol.made(peer, state));
+        self.with(token, |protocol, transport, state| protocol.opened(transport, state));
         Ok(token)
     }
 
@@ -489,8 +491,8 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         entry.insert(Slot { connection: Connection::new(socket, connecting, self.now), state });
         self.counters.made += 1;
         self.counters.peak = self.counters.peak.max(self.slots.len() as u64);
-        if let Some((timeout, deadlines)) = &mut self.idle {
-            deadlines.arm(key, self.now + *timeout, self.now);
+        if let Some((timeout, idle_wheel)) = &mut self.idle {
+            idle_wheel.arm(key, self.now + *timeout, self.now);
         }
         Ok(token)
     }
@@ -524,17 +526,17 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         if !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
-        let idle = self.idle.as_ref().and_then(|(_, deadlines)| deadlines.next_due());
+        let idle = self.idle.as_ref().and_then(|(_, idle_wheel)| idle_wheel.next_due());
         let due = [idle, self.lingering.next_due()].into_iter().flatten().min()?;
         Some(Duration::from_millis(due).saturating_sub(now.saturating_duration_since(self.began)))
     }
 
     /// Lets the protocol act on one connection outside of an event, as to send what has become due. Returns whether
     /// the connection was there.
-    pub fn with(&mut self, token: Token, act: impl FnOnce(&mut P, &mut Peer<'_, S>, &mut P::State)) -> bool {
-        self.step(self.key(token), |protocol, peer, state, _| {
-            act(protocol, peer, state);
-            peer.check()
+    pub fn with(&mut self, token: Token, act: impl FnOnce(&mut P, &mut Transport<'_, S>, &mut P::State)) -> bool {
+        self.step(self.key(token), |protocol, transport, state, _| {
+            act(protocol, transport, state);
+            transport.check()
         })
     }
 
@@ -551,18 +553,18 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     }
 
     /// Gives up one connection, if it is there.
-    pub fn close(&mut self, token: Token) {
+    pub fn abort(&mut self, token: Token) {
         let key = self.key(token);
         if self.slots.contains(key) {
-            self.remove(key, Reason::Cut);
+            self.remove(key, CloseReason::Aborted);
         }
     }
 
     /// Gives up all connections that are left.
-    pub fn cut(&mut self) {
+    pub fn abort_all(&mut self) {
         let keys: Vec<usize> = self.slots.iter().map(|(key, _)| key).collect();
         for key in keys {
-            self.remove(key, Reason::Cut);
+            self.remove(key, CloseReason::Aborted);
         }
     }
 
@@ -583,16 +585,16 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
 
     /// What the connection with this number is doing, if there is one: `Active` if a byte moved within `lately`.
     /// Numbers are those of the slab's places: they begin at 0, and are used again.
-    pub fn doing(&self, number: usize, lately: Duration) -> Option<Doing> {
+    pub fn activity(&self, number: usize, lately: Duration) -> Option<Activity> {
         let connection = &self.slots.get(number)?.connection;
         Some(if connection.waiting() > 0 {
-            Doing::Waiting
+            Activity::Waiting
         } else if connection.is_closing() {
-            Doing::Closing
+            Activity::Closing
         } else if self.now.saturating_sub(connection.moved_at) <= millis(lately) {
-            Doing::Active
+            Activity::Active
         } else {
-            Doing::Idle
+            Activity::Idle
         })
     }
 
@@ -664,9 +666,9 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         if connection.has_work_before_receiving() || !connection.may_receive(P::FULL_DUPLEX) {
             return Some(Arrival { key, at, received: None });
         }
-        let mut peer = Peer::new(connection, &mut self.counters, key as usize, self.now, &self.settings);
-        let size = peer.read_size();
-        match peer.receive(&mut self.scratch[at..at + size]) {
+        let mut transport = Transport::new(connection, &mut self.counters, key as usize, self.now, &self.settings);
+        let size = transport.read_size();
+        match transport.receive(&mut self.scratch[at..at + size]) {
             Ok(received) => Some(Arrival { key, at, received: Some(received) }),
             Err(error) => {
                 self.remove(key as usize, error.into());
@@ -678,12 +680,12 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     /// Makes the steps that one connection can make now, within its budget. The buffer is free from `filled` on.
     fn serve(&mut self, arrival: Arrival, filled: usize) {
         let (budget, draining) = (self.settings.read_budget, self.draining);
-        self.step(arrival.key as usize, |protocol, peer, state, scratch| {
+        self.step(arrival.key as usize, |protocol, transport, state, scratch| {
             let (arrived, free) = scratch.split_at_mut(filled);
             let first = arrival.received.map(|received| (received, &arrived[arrival.at..]));
-            drive(protocol, peer, state, first, free, budget)?;
+            drive(protocol, transport, state, first, free, budget)?;
             if draining {
-                peer.finish();
+                transport.close();
             }
             Ok(())
         });
@@ -694,13 +696,13 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     fn step(
         &mut self,
         key: usize,
-        act: impl FnOnce(&mut P, &mut Peer<'_, S>, &mut P::State, &mut [u8]) -> Result<(), Reason>,
+        act: impl FnOnce(&mut P, &mut Transport<'_, S>, &mut P::State, &mut [u8]) -> Result<(), CloseReason>,
     ) -> bool {
         let Some(Slot { connection, state }) = self.slots.get_mut(key) else { return false };
-        let mut peer = Peer::new(connection, &mut self.counters, key, self.now, &self.settings);
-        let acted = act(&mut self.protocol, &mut peer, state, &mut self.scratch);
-        match acted.and_then(|()| Ok(peer.connection.settle()?)) {
-            Ok(true) => self.remove(key, Reason::Finished),
+        let mut transport = Transport::new(connection, &mut self.counters, key, self.now, &self.settings);
+        let acted = act(&mut self.protocol, &mut transport, state, &mut self.scratch);
+        match acted.and_then(|()| Ok(transport.connection.settle()?)) {
+            Ok(true) => self.remove(key, CloseReason::Finished),
             Ok(false) => {
                 if connection.is_lingering() {
                     self.lingering.arm(key, connection.moved_at + millis(LINGER), self.now);
@@ -724,8 +726,8 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     /// Closes the connections whose time has run out.
     fn expire(&mut self) {
         let mut overdue = Vec::new(); // allocates nothing while nobody is
-        if let Some((timeout, deadlines)) = &mut self.idle {
-            deadlines.expire(self.now, |key| {
+        if let Some((timeout, idle_wheel)) = &mut self.idle {
+            idle_wheel.expire(self.now, |key| {
                 let due = self.slots.get(key)?.connection.moved_at + *timeout;
                 if due <= self.now {
                     overdue.push(key);
@@ -750,7 +752,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             Some(due)
         });
         for key in overdue {
-            self.remove(key, Reason::Finished);
+            self.remove(key, CloseReason::Finished);
         }
     }
 
@@ -765,32 +767,32 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         self.serve(Arrival { key: key as u32, at: 0, received: None }, 0);
         let Some(slot) = self.slots.get(key) else { return };
         if slot.connection.moved_at > moved_at {
-            if let Some((timeout, deadlines)) = &mut self.idle {
-                deadlines.arm(key, slot.connection.moved_at + *timeout, self.now);
+            if let Some((timeout, idle_wheel)) = &mut self.idle {
+                idle_wheel.arm(key, slot.connection.moved_at + *timeout, self.now);
             }
         } else if slot.connection.waiting() > 0 {
-            self.remove(key, Reason::Stalled);
+            self.remove(key, CloseReason::Stalled);
         } else if !slot.connection.is_lingering() {
-            self.remove(key, Reason::Idle);
+            self.remove(key, CloseReason::Idle);
         }
     }
 
-    fn remove(&mut self, key: usize, reason: Reason) {
+    fn remove(&mut self, key: usize, reason: CloseReason) {
         let slot = self.slots.remove(key);
         self.orphaned |= slot.connection.queued;
         let (count, cause): (_, &dyn std::fmt::Display) = match &reason {
-            Reason::Finished => (&mut self.counters.finished, &"finished"),
-            Reason::Failed(error) => (&mut self.counters.failed, error),
-            Reason::Idle => (&mut self.counters.idle, &"idle"),
-            Reason::Stalled => (&mut self.counters.stalled, &"stalled: its peer takes nothing"),
-            Reason::Cut => (&mut self.counters.cut, &"cut"),
-            Reason::Refused => (&mut self.counters.refused, &"refused"),
+            CloseReason::Finished => (&mut self.counters.finished, &"finished"),
+            CloseReason::Failed(error) => (&mut self.counters.failed, error),
+            CloseReason::Idle => (&mut self.counters.idle, &"idle"),
+            CloseReason::Stalled => (&mut self.counters.stalled, &"stalled: its peer takes nothing"),
+            CloseReason::Aborted => (&mut self.counters.aborted, &"aborted"),
+            CloseReason::Refused => (&mut self.counters.refused, &"refused"),
         };
         *count += 1;
         self.counters.waiting -= slot.connection.waiting() as u64;
         let token = Token(self.settings.first_token + key);
         debug!("token {}: closed: {cause}", token.0);
-        self.protocol.lost(token, slot.state, &reason);
+        self.protocol.closed(token, slot.state, &reason);
         // Dropping the socket closes it, and closing takes it out of the poll.
     }
 }
@@ -799,59 +801,59 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
 /// that have been received already.
 fn drive<S: Stream, P: Protocol<S>>(
     protocol: &mut P,
-    peer: &mut Peer<'_, S>,
+    transport: &mut Transport<'_, S>,
     state: &mut P::State,
     mut first: Option<(Received, &[u8])>,
     scratch: &mut [u8],
     budget: usize,
-) -> Result<(), Reason> {
-    if peer.connection.is_connecting() {
-        if !peer.connection.establish()? {
+) -> Result<(), CloseReason> {
+    if transport.connection.is_connecting() {
+        if !transport.connection.establish()? {
             return Ok(());
         }
-        protocol.made(peer, state);
-        peer.check()?;
+        protocol.opened(transport, state);
+        transport.check()?;
     }
-    if peer.flush()? {
-        protocol.drained(peer, state);
-        peer.check()?;
+    if transport.flush()? {
+        protocol.flushed(transport, state);
+        transport.check()?;
     }
     let mut left = budget;
     loop {
         let (received, bytes) = match first.take() {
             Some(first) => first,
-            None if !peer.connection.may_receive(P::FULL_DUPLEX) => break,
+            None if !transport.connection.may_receive(P::FULL_DUPLEX) => break,
             None if left == 0 => {
-                trace!("token {}: budget spent: back to the ready queue", peer.token.0);
+                trace!("token {}: budget spent: back to the ready queue", transport.token.0);
                 break;
             }
             None => {
-                let size = peer.read_size();
-                (peer.receive(&mut scratch[..size])?, &*scratch)
+                let size = transport.read_size();
+                (transport.receive(&mut scratch[..size])?, &*scratch)
             }
         };
         let dry = match received {
             Received::Bytes { count, dry } => {
                 left = left.saturating_sub(count);
-                if peer.connection.input() == Input::Open {
-                    peer.counters.bytes_in += count as u64;
-                    protocol.received(peer, state, &bytes[..count]);
-                    if count >= peer.settings.read_size {
-                        peer.grow(count);
+                if transport.connection.input() == Input::Open {
+                    transport.counters.bytes_in += count as u64;
+                    protocol.received(transport, state, &bytes[..count]);
+                    if count >= transport.settings.read_size {
+                        transport.grow(count);
                     }
                 }
                 dry
             }
             Received::WouldBlock => true,
             Received::End => {
-                protocol.ended(peer, state);
+                protocol.eof(transport, state);
                 false
             }
         };
-        if dry && peer.connection.input() == Input::Open {
-            protocol.dry(peer, state);
+        if dry && transport.connection.input() == Input::Open {
+            protocol.read_drained(transport, state);
         }
-        peer.check()?;
+        transport.check()?;
     }
     Ok(())
 }

@@ -163,25 +163,25 @@ struct Mirror {
 impl<S: Stream> Protocol<S> for Mirror {
     type State = usize;
 
-    fn made(&mut self, _: &mut Peer<'_, S>, _: &mut usize) {
+    fn opened(&mut self, _: &mut Transport<'_, S>, _: &mut usize) {
         self.seen.push("made".into());
     }
-    fn received(&mut self, peer: &mut Peer<'_, S>, total: &mut usize, bytes: &[u8]) {
+    fn received(&mut self, transport: &mut Transport<'_, S>, total: &mut usize, bytes: &[u8]) {
         *total += bytes.len();
-        peer.send(bytes);
+        transport.write(bytes);
         if self.finish_after.is_some_and(|limit| *total >= limit) {
-            peer.finish();
+            transport.close();
         }
     }
-    fn dry(&mut self, _: &mut Peer<'_, S>, _: &mut usize) {
+    fn read_drained(&mut self, _: &mut Transport<'_, S>, _: &mut usize) {
         self.seen.push("dry".into());
     }
-    fn drained(&mut self, _: &mut Peer<'_, S>, _: &mut usize) {
+    fn flushed(&mut self, _: &mut Transport<'_, S>, _: &mut usize) {
         self.seen.push("drained".into());
     }
-    fn lost(&mut self, _: Token, _: usize, reason: &Reason) {
+    fn closed(&mut self, _: Token, _: usize, reason: &CloseReason) {
         self.seen.push(match reason {
-            Reason::Failed(error) => format!("failed: {:?}", error.kind()),
+            CloseReason::Failed(error) => format!("failed: {:?}", error.kind()),
             reason => format!("{reason:?}").to_lowercase(),
         });
     }
@@ -298,8 +298,8 @@ fn what_is_sent_later_stays_behind_what_waits() {
     kernel.writes(&[Take(1)]);
     // The socket has room again by the second send, but no event has said so yet.
     world.reactor.with(token, |_, peer, _| {
-        peer.send(b"first");
-        peer.send(b"second");
+        peer.write(b"first");
+        peer.write(b"second");
     });
     assert_eq!(kernel.0.borrow().written, b"f");
     world.turn(&[writable(token)]);
@@ -484,7 +484,7 @@ fn a_successor_in_the_slot_does_not_inherit_a_place_in_the_ready_queue() {
     let (first, kernel) = world.open();
     kernel.reads(&[Take(READ_SIZE); 5]);
     world.turn(&[readable(first)]); // its budget is spent: it is queued,
-    world.reactor.cut(); // and gone
+    world.reactor.abort_all(); // and gone
     let (second, kernel) = world.open();
     assert_eq!(first, second);
     kernel.reads(&[Take(READ_SIZE); 10]);
@@ -630,9 +630,9 @@ fn a_cut_ends_what_a_drain_could_not() {
     world.reactor.drain();
     world.turn(&[]);
     assert!(!kernel.dropped());
-    world.reactor.cut();
+    world.reactor.abort_all();
     assert!(kernel.dropped());
-    assert_eq!(world.reactor.counters().cut, 1);
+    assert_eq!(world.reactor.counters().aborted, 1);
 }
 
 #[test]

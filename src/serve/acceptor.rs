@@ -19,8 +19,8 @@ use mio::Token;
 
 use super::access::Refusal;
 use super::tokens;
+use crate::reactor::socket::Origin;
 use crate::reactor::{Protocol, Reactor, Readiness, Stream};
-use crate::socket::Origin;
 
 /// Connections accepted from one listener in a turn before the connections get theirs.
 const ACCEPT_BUDGET: usize = 64;

@@ -22,7 +22,7 @@ use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use ipnet::IpNet;
 
-use crate::socket::Origin;
+use crate::reactor::socket::Origin;
 
 /// Sources of datagrams that are remembered. Those whose bucket is full again are forgotten once a second; when there
 /// are more than this in a second, nobody is answered until then, for a forged source costs its sender nothing.

@@ -24,8 +24,8 @@ use super::acceptor::Welcome;
 use super::access::{AccessOptions, Gate, Refusal};
 use super::printer::Printer;
 use super::proxy::{self, Header};
-use crate::reactor::{Peer, Protocol, Reason, Stream};
-use crate::socket::Origin;
+use crate::reactor::socket::Origin;
+use crate::reactor::{CloseReason, Protocol, Stream, Transport};
 
 /// How long a proxy may take to say for whom it speaks.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,15 +104,15 @@ impl Echo {
     /// Refuses a connection if it is the one that came then, and its header has not come.
     pub(super) fn judge_late<S: Stream>(
         &mut self,
-        peer: &mut Peer<'_, S>,
+        transport: &mut Transport<'_, S>,
         state: &Option<Box<Session>>,
         since: Instant,
     ) {
         let awaited = state.as_ref().and_then(|session| session.header.as_ref());
         if awaited.is_some_and(|awaited| awaited.since == since) {
-            debug!("token {}: no PROXY header within {HEADER_TIMEOUT:?}", peer.token().0);
+            debug!("token {}: no PROXY header within {HEADER_TIMEOUT:?}", transport.token().0);
             self.gate.refuse(Refusal::Header);
-            peer.refuse();
+            transport.abort();
         }
     }
 
@@ -175,49 +175,49 @@ impl Echo {
 impl<S: Stream> Protocol<S> for Echo {
     type State = Option<Box<Session>>;
 
-    fn received(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State, bytes: &[u8]) {
+    fn received(&mut self, transport: &mut Transport<'_, S>, state: &mut Self::State, bytes: &[u8]) {
         let Some(session) = state else {
-            peer.send(bytes);
+            transport.write(bytes);
             return;
         };
         let Ok(bytes) = self.take_header(session, bytes) else {
-            peer.refuse();
+            transport.abort();
             return;
         };
         let Some(rules) = &mut self.rules else {
-            peer.send(bytes);
+            transport.write(bytes);
             return;
         };
         match session.messages.receive(rules, bytes) {
-            After::GoOn => peer.send(bytes),
+            After::GoOn => transport.write(bytes),
             After::Close { echo } => {
-                peer.send(&bytes[..echo]);
-                peer.finish();
+                transport.write(&bytes[..echo]);
+                transport.close();
             }
         }
     }
 
-    fn dry(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State) {
+    fn read_drained(&mut self, transport: &mut Transport<'_, S>, state: &mut Self::State) {
         if let (Some(rules), Some(session)) = (&mut self.rules, state)
             && session.messages.run_dry(rules)
         {
-            peer.finish();
+            transport.close();
         }
     }
 
-    fn ended(&mut self, peer: &mut Peer<'_, S>, state: &mut Self::State) {
+    fn eof(&mut self, transport: &mut Transport<'_, S>, state: &mut Self::State) {
         match (&mut self.rules, state) {
             (_, Some(session)) if session.header.is_some() => {
                 self.gate.refuse(Refusal::Header);
-                peer.refuse();
+                transport.abort();
             }
             (Some(rules), Some(session)) => session.messages.end_of_stream(rules),
             _ => {}
         }
-        peer.finish();
+        transport.close();
     }
 
-    fn lost(&mut self, _: Token, state: Self::State, _: &Reason) {
+    fn closed(&mut self, _: Token, state: Self::State, _: &CloseReason) {
         if let Some(session) = state
             && session.header.is_none()
             && self.gate.counts()

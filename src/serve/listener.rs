@@ -13,9 +13,9 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
 use super::acceptor::Accept;
-use crate::address::Endpoint;
 use crate::reactor::Poller;
-use crate::socket::{Origin, Socket};
+use crate::reactor::address::Endpoint;
+use crate::reactor::socket::{Origin, Socket};
 
 /// The options of listening sockets. Connections inherit those of theirs, which saves a system call each.
 #[derive(Debug, Clone)]

@@ -2,13 +2,13 @@
 //!
 //! [`Server`] binds the sockets, takes signals into the loop and polls. `Service` is the echo over streams, and is given
 //! readiness, the time and listeners from outside, so that a test can play the kernel to the whole of it. Beside it on
-//! the same poll are datagrams, and whoever looks inside.
+//! the same poll are datagrams, and whoever looks admin.
 
 mod acceptor;
 mod access;
+mod admin;
 mod datagrams;
 mod echo;
-mod inside;
 mod listener;
 mod printer;
 mod proxy;
@@ -28,14 +28,14 @@ use indicatif::HumanCount;
 use log::{info, warn};
 use signal_hook::low_level::signal_name;
 
-use crate::address::{Address, DEFAULT, Endpoint};
 use crate::limits;
-use crate::reactor::{Doing, Poller, Reactor, Readiness, Settings};
+use crate::reactor::address::{Address, DEFAULT, Endpoint};
+use crate::reactor::{Activity, Poller, Reactor, Readiness, Settings};
 use crate::signals::{self, Request, StopSignals};
 use acceptor::{Accept, Acceptor};
 use access::DatagramGate;
+use admin::{Admin, Snapshot, StatusSource};
 use datagrams::{Datagrams, UdpPort};
-use inside::{Inside, Seen, Snapshot};
 use listener::Listener;
 use mio::Token;
 use printer::Printer;
@@ -52,9 +52,9 @@ pub use stats::Summary;
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where to listen; a host name means all its addresses. None: on the sockets that a supervisor has handed over,
-    /// and if there are none either, at the [default address](crate::address::DEFAULT).
+    /// and if there are none either, at the [default address](crate::reactor::address::DEFAULT).
     pub addresses: Vec<Address>,
-    /// Where to show, over HTTP, what goes on inside.
+    /// Where to show, over HTTP, what goes on admin.
     pub http: Vec<Address>,
     /// Who may come in.
     pub access: AccessOptions,
@@ -120,7 +120,7 @@ pub struct Server {
     datagrams: Datagrams<UdpPort>,
     /// There is no listener, so that having none is no end.
     datagrams_only: bool,
-    inside: Option<Inside>,
+    admin: Option<Admin>,
     stats: Option<Stats>,
     stopping: bool,
     began: Instant,
@@ -156,8 +156,8 @@ impl Server {
         for address in &config.http {
             http.listen(address)?;
         }
-        let inside = (!http.listeners.is_empty()).then(|| Inside::new(http.listeners, http.endpoints));
-        let room = limits::room(limit).saturating_sub(inside.as_ref().map_or(0, |_| inside::MOST)).max(1);
+        let admin = (!http.listeners.is_empty()).then(|| Admin::new(http.listeners, http.endpoints));
+        let room = limits::room(limit).saturating_sub(admin.as_ref().map_or(0, |_| admin::MAX_CONNECTIONS)).max(1);
         let max_connections = config.max_connections.unwrap_or(room);
         info!("room for {} connections (open files: at most {})", HumanCount(max_connections as u64), show(limit));
         if max_connections > room {
@@ -173,7 +173,7 @@ impl Server {
             datagrams: Datagrams::new(ports, DatagramGate::new(&config.access, own_ports)),
             datagrams_only: listeners.is_empty(),
             service: Service::new(config, listeners, max_connections, printer),
-            inside,
+            admin,
             stats: config.stats_interval.map(Stats::new),
             stopping: false,
             began: Instant::now(),
@@ -186,9 +186,9 @@ impl Server {
         &self.endpoints
     }
 
-    /// Where it shows what goes on inside.
+    /// Where it shows what goes on admin.
     pub fn http_endpoints(&self) -> &[Endpoint] {
-        self.inside.as_ref().map_or(&[], Inside::endpoints)
+        self.admin.as_ref().map_or(&[], Admin::endpoints)
     }
 
     /// Serves until a signal or the accept limit ends it.
@@ -205,7 +205,7 @@ impl Server {
             let (now, ready) = self.poller.wait(sleep)?;
             self.asleep += now.saturating_duration_since(before);
             let mut signalled = false;
-            let (datagrams, inside) = (&mut self.datagrams, &mut self.inside);
+            let (datagrams, admin) = (&mut self.datagrams, &mut self.admin);
             self.service.turn(
                 now,
                 ready.filter(|readiness| {
@@ -215,7 +215,7 @@ impl Server {
                     signalled |= readiness.token == signals::TOKEN;
                     let elsewhere = readiness.token == signals::TOKEN
                         || datagrams.mark(readiness)
-                        || inside.as_mut().is_some_and(|inside| inside.mark(readiness));
+                        || admin.as_mut().is_some_and(|admin| admin.mark(readiness));
                     !elsewhere
                 }),
             );
@@ -237,9 +237,9 @@ impl Server {
         self.datagrams.turn(now, |from, bytes| echo.print_datagram(from, bytes));
         echo.flush();
         self.supervisor.turn(now);
-        if let Some(mut inside) = self.inside.take() {
-            inside.turn(now, self);
-            self.inside = Some(inside);
+        if let Some(mut admin) = self.admin.take() {
+            admin.turn(now, self);
+            self.admin = Some(admin);
         }
         if self.stats.as_ref().is_some_and(|stats| now >= stats.due()) {
             let summary = self.summary();
@@ -266,9 +266,9 @@ impl Server {
 
     /// How long the poll may sleep; `None`: until something becomes ready.
     fn sleep(&self, now: Instant) -> Option<Duration> {
-        let inside = self.inside.as_ref().and_then(|inside| inside.sleep(now));
+        let admin = self.admin.as_ref().and_then(|admin| admin.sleep(now));
         let stats = self.stats.as_ref().map(|stats| stats.due().saturating_duration_since(now));
-        let sleeps = [self.service.sleep(now), self.datagrams.sleep(), self.supervisor.sleep(now), inside, stats];
+        let sleeps = [self.service.sleep(now), self.datagrams.sleep(), self.supervisor.sleep(now), admin, stats];
         sleeps.into_iter().flatten().min()
     }
 
@@ -284,7 +284,7 @@ impl Server {
     }
 }
 
-impl Seen for Server {
+impl StatusSource for Server {
     fn snapshot(&self, now: Instant) -> Snapshot {
         Snapshot {
             summary: self.summary(),
@@ -300,8 +300,8 @@ impl Seen for Server {
         self.service.reactor.places()
     }
 
-    fn doing(&self, place: usize, lately: Duration) -> Option<Doing> {
-        self.service.reactor.doing(place, lately)
+    fn activity(&self, place: usize, lately: Duration) -> Option<Activity> {
+        self.service.reactor.activity(place, lately)
     }
 }
 
@@ -404,14 +404,14 @@ impl<A: Accept> Service<A> {
         self.reactor.turn(now, ready.into_iter().filter(|readiness| !acceptor.mark(readiness)));
         self.acceptor.accept(now, &mut self.reactor);
         while let Some((since, token)) = self.reactor.protocol_mut().take_due(now) {
-            self.reactor.with(token, |echo, peer, state| echo.judge_late(peer, state, since));
+            self.reactor.with(token, |echo, transport, state| echo.judge_late(transport, state, since));
         }
         self.reactor.protocol_mut().flush();
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             if !self.reactor.is_empty() {
                 warn!("the drain timeout has passed: {} connections are cut", HumanCount(self.reactor.len() as u64));
             }
-            self.reactor.cut();
+            self.reactor.abort_all();
         }
     }
 

@@ -21,8 +21,8 @@ use rustix::io::Errno;
 use super::acceptor::{self, Accept};
 use super::tokens;
 use super::{Config, Service};
+use crate::reactor::socket::Origin;
 use crate::reactor::{LINGER, Readiness, Settings, Stream};
-use crate::socket::Origin;
 
 /// Connections that a simulated peer population may have open at once.
 const POPULATION: usize = 12;
@@ -610,7 +610,7 @@ impl World {
         assert_eq!(self.service.is_done(), !kernel.listening);
         assert!(self.stopped.is_none() || !kernel.listening);
         let counters = self.service.summary().counters;
-        let ends = counters.finished + counters.failed + counters.idle + counters.stalled + counters.cut;
+        let ends = counters.finished + counters.failed + counters.idle + counters.stalled + counters.aborted;
         assert_eq!(counters.made, ends, "each connection that was made is accounted for");
     }
 }

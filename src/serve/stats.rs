@@ -25,10 +25,11 @@ pub struct Summary {
 
 impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Counters { made, peak, bytes_in, bytes_out, partial_sends, failed, idle, stalled, cut, .. } = self.counters;
+        let Counters { made, peak, bytes_in, bytes_out, partial_sends, failed, idle, stalled, aborted, .. } =
+            self.counters;
         write!(
             f,
-            "served {} connections (peak {}), {} in, {} out, {} partial sends, {} resets, {} idle, {} stalled, {} cut, \
+            "served {} connections (peak {}), {} in, {} out, {} partial sends, {} resets, {} idle, {} stalled, {} aborted, \
              {} accept pauses",
             HumanCount(made),
             HumanCount(peak),
@@ -38,7 +39,7 @@ impl std::fmt::Display for Summary {
             HumanCount(failed),
             HumanCount(idle),
             HumanCount(stalled),
-            HumanCount(cut),
+            HumanCount(aborted),
             HumanCount(self.accept_pauses)
         )?;
         if self.refusals.total() > 0 {

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use super::acceptor::Accept;
 use super::tokens;
 use super::{AccessOptions, Config, Service};
+use crate::reactor::socket::Origin;
 use crate::reactor::{Readiness, Stream};
-use crate::socket::Origin;
 
 /// A peer that sends what it is told to, and receives.
 #[derive(Default)]
@@ -312,7 +312,7 @@ fn a_stop_sends_what_was_received_and_cuts_at_the_deadline() {
     world.turn(&[]);
     assert!(world.service.is_done());
     let counters = world.service.summary().counters;
-    assert_eq!((counters.finished, counters.cut), (1, 1));
+    assert_eq!((counters.finished, counters.aborted), (1, 1));
 }
 
 #[test]

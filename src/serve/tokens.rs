@@ -6,7 +6,7 @@
 use mio::Token;
 
 /// The first token of the connections over which somebody looks inside.
-pub(super) const INSIDE: usize = 1 << (usize::BITS - 2);
+pub(super) const ADMIN: usize = 1 << (usize::BITS - 2);
 
 const SOURCES: usize = 1 << (usize::BITS - 1);
 
@@ -17,10 +17,10 @@ pub(super) fn source(number: usize) -> Token {
 
 /// Whether a token is that of an echo's connection.
 pub(super) fn is_echo(token: Token) -> bool {
-    token.0 < INSIDE
+    token.0 < ADMIN
 }
 
 /// Whether a token is that of a connection over which somebody looks inside.
-pub(super) fn is_inside(token: Token) -> bool {
-    (INSIDE..SOURCES).contains(&token.0)
+pub(super) fn is_admin(token: Token) -> bool {
+    (ADMIN..SOURCES).contains(&token.0)
 }

@@ -74,7 +74,7 @@ impl Collector for Snapshot {
             ("failed", counters.failed),
             ("idle", counters.idle),
             ("stalled", counters.stalled),
-            ("cut", counters.cut),
+            ("aborted", counters.aborted),
             ("refused", counters.refused),
         ];
         write.by_reason("echoloop_closed", "Connections closed", closed)?;

@@ -12,8 +12,8 @@ use mio::Token;
 
 use super::super::acceptor::Welcome;
 use super::super::access::Refusal;
-use crate::reactor::{Peer, Protocol, Reason, Stream};
-use crate::socket::Origin;
+use crate::reactor::socket::Origin;
+use crate::reactor::{CloseReason, Protocol, Stream, Transport};
 
 /// The longest request head in bytes.
 pub(super) const LONGEST: usize = 8 * 1024;
@@ -101,18 +101,18 @@ impl Http {
     /// Sends the answer to a request.
     pub fn answer<S: Stream>(
         &mut self,
-        peer: &mut Peer<'_, S>,
+        transport: &mut Transport<'_, S>,
         state: &mut Vec<u8>,
         request: &Request,
         answer: &Answer,
     ) {
         let keep = matches!(request, Request::Get { keep: true, .. });
         state.clear();
-        peer.send(&answer.encode(keep));
+        transport.write(&answer.encode(keep));
         if !keep {
-            peer.finish();
-        } else if peer.waiting() == 0 {
-            self.since.insert(peer.token(), self.now);
+            transport.close();
+        } else if transport.waiting() == 0 {
+            self.since.insert(transport.token(), self.now);
         }
     }
 
@@ -127,29 +127,29 @@ impl<S: Stream> Protocol<S> for Http {
     /// What has come of a request.
     type State = Vec<u8>;
 
-    fn received(&mut self, peer: &mut Peer<'_, S>, state: &mut Vec<u8>, bytes: &[u8]) {
+    fn received(&mut self, transport: &mut Transport<'_, S>, state: &mut Vec<u8>, bytes: &[u8]) {
         state.extend_from_slice(bytes);
         // One that waits for its answer already gets that, and no other.
-        let waits = self.requests.iter().any(|(token, _)| *token == peer.token());
+        let waits = self.requests.iter().any(|(token, _)| *token == transport.token());
         if let Some(request) = if waits { None } else { parse(state) } {
-            self.requests.push((peer.token(), request));
+            self.requests.push((transport.token(), request));
         }
     }
 
-    fn ended(&mut self, peer: &mut Peer<'_, S>, _: &mut Vec<u8>) {
+    fn eof(&mut self, transport: &mut Transport<'_, S>, _: &mut Vec<u8>) {
         // Who has said all that it had to say may still wait for an answer.
-        match self.requests.iter_mut().find(|(token, _)| *token == peer.token()) {
+        match self.requests.iter_mut().find(|(token, _)| *token == transport.token()) {
             Some((_, Request::Get { keep, .. })) => *keep = false,
             Some(_) => {}
-            None => peer.finish(),
+            None => transport.close(),
         }
     }
 
-    fn drained(&mut self, peer: &mut Peer<'_, S>, _: &mut Vec<u8>) {
-        self.since.insert(peer.token(), self.now);
+    fn flushed(&mut self, transport: &mut Transport<'_, S>, _: &mut Vec<u8>) {
+        self.since.insert(transport.token(), self.now);
     }
 
-    fn lost(&mut self, token: Token, _: Vec<u8>, _: &Reason) {
+    fn closed(&mut self, token: Token, _: Vec<u8>, _: &CloseReason) {
         self.since.remove(&token);
         self.requests.retain(|(asking, _)| *asking != token);
     }
@@ -345,7 +345,7 @@ mod tests {
                     Request::Bad { status } => (*status).to_owned(),
                 };
                 let answer = Answer::text("200 OK", body);
-                self.reactor.with(token, |http, peer, state| http.answer(peer, state, &request, &answer));
+                self.reactor.with(token, |http, transport, state| http.answer(transport, state, &request, &answer));
                 self.asked.push(request);
             }
         }

@@ -5,23 +5,21 @@
 #![allow(rustdoc::broken_intra_doc_links, reason = "the options' documentation is their help, in plain text")]
 
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use bytesize::ByteSize;
 use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use ipnet::IpNet;
 
-use crate::address::{self, Address, AddressError};
 use crate::bench::report::Outputs;
 use crate::bench::{Criterion, Sources};
-use crate::{bench, connect, serve};
+use crate::reactor::address::{self, Address};
+use crate::{bench, connect, serve, values};
 
 /// An echo server on one event loop, for very many connections, a line client, and a load generator that tells the truth.
 ///
@@ -184,7 +182,7 @@ pub struct Serve {
     addresses: Vec<Address>,
 
     /// Close a connection after echoing a message equal to WORD
-    #[arg(long, value_name = "WORD", value_parser = word)]
+    #[arg(long, value_name = "WORD", value_parser = values::word)]
     terminator: Option<String>,
 
     /// Close a connection after echoing N messages; the rest of what was read with the last one is not echoed
@@ -207,16 +205,16 @@ pub struct Serve {
 
     /// Serve at most N connections at once; who comes beyond waits in the backlog until there is room. By default
     /// what the limit on open files allows, after it has been raised as far as it goes
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
     max_connections: Option<usize>,
 
     /// Close connections on which nothing moved in either direction for DUR, such as 30s or 5m. Bytes that a slow
     /// reader takes count; a peer that takes nothing of what waits for it is stalled, and closed too
-    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
     idle_timeout: Option<Duration>,
 
     /// How long a stop may take to send what is owed
-    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = duration)]
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::duration)]
     drain_timeout: Duration,
 
     /// Connections that the kernel keeps waiting until they are accepted. A short backlog makes bursts of connects
@@ -225,12 +223,12 @@ pub struct Serve {
     backlog: u32,
 
     /// Receive buffer of each connection in the kernel, such as 64KiB (SO_RCVBUF); by default the kernel tunes it
-    #[arg(long, value_name = "SIZE", value_parser = buffer_size)]
+    #[arg(long, value_name = "SIZE", value_parser = values::buffer_size)]
     recv_buffer: Option<usize>,
 
     /// Send buffer of each connection in the kernel (SO_SNDBUF); by default the kernel tunes it. A tiny one, 4KiB,
     /// makes partial sends visible at -vv
-    #[arg(long, value_name = "SIZE", value_parser = buffer_size)]
+    #[arg(long, value_name = "SIZE", value_parser = values::buffer_size)]
     send_buffer: Option<usize>,
 
     /// Leave Nagle's algorithm on: small sends wait for the acknowledgement of earlier ones. By default TCP_NODELAY
@@ -245,29 +243,29 @@ pub struct Serve {
 
     /// Before sleeping in the poll, spin so long, such as 50us: lower latency, for a busy core. Only while events come
     /// as close as that
-    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = duration)]
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
     busy_poll: Duration,
 
     /// Log a line of counters so often
-    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
     stats_interval: Option<Duration>,
 
     /// Show over HTTP what goes on inside: / is a live page, /metrics for Prometheus, /healthz for health checks. A port
     /// alone is on 127.0.0.1; whoever may connect may look. May be given several times
-    #[arg(long, value_name = "ADDR", value_parser = http_address, help_heading = "Seeing inside")]
+    #[arg(long, value_name = "ADDR", value_parser = values::http_address, help_heading = "Seeing inside")]
     http: Vec<Address>,
 
     /// Let in only who comes from one of these networks, such as 10.0.0.0/8, 2001:db8::/32 or a single address. May be
     /// given several times
-    #[arg(long, value_name = "CIDR", value_parser = network, help_heading = "Who may come in")]
+    #[arg(long, value_name = "CIDR", value_parser = values::network, help_heading = "Who may come in")]
     allow: Vec<IpNet>,
 
     /// Turn away who comes from one of these networks, whatever --allow says. May be given several times
-    #[arg(long, value_name = "CIDR", value_parser = network, help_heading = "Who may come in")]
+    #[arg(long, value_name = "CIDR", value_parser = values::network, help_heading = "Who may come in")]
     deny: Vec<IpNet>,
 
     /// Turn away who has N connections already, by address
-    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Who may come in")]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, help_heading = "Who may come in")]
     max_per_source: Option<usize>,
 
     /// Turn away who comes when R connections have been accepted within a second
@@ -336,7 +334,7 @@ pub struct Connect {
     no_newline: bool,
 
     /// Leave after sending the line WORD and receiving its echo
-    #[arg(long, value_name = "WORD", value_parser = word)]
+    #[arg(long, value_name = "WORD", value_parser = values::word)]
     terminator: Option<String>,
 }
 
@@ -382,11 +380,11 @@ pub struct Bench {
     idle: usize,
 
     /// Open so many connections per second; by default as fast as it goes
-    #[arg(long, value_name = "R", value_parser = positive_rate)]
+    #[arg(long, value_name = "R", value_parser = values::positive_rate)]
     connect_rate: Option<f64>,
 
     /// The size of messages, such as 64 or 16KiB; or the bounds of it, such as 1..4KiB, and sizes are uniform between
-    #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = message_size)]
+    #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = values::message_size)]
     size: (u64, u64),
 
     /// Messages in flight on each connection; datagrams: 64 at most
@@ -395,11 +393,11 @@ pub struct Bench {
     depth: u64,
 
     /// An open loop: R messages per second over all connections, on a schedule that does not wait for replies
-    #[arg(short, long, value_name = "R", value_parser = positive_rate)]
+    #[arg(short, long, value_name = "R", value_parser = values::positive_rate)]
     rate: Option<f64>,
 
     /// How long to measure [default: 10s, or until all --messages have been sent]
-    #[arg(short = 't', long, value_name = "DUR", value_parser = positive_duration)]
+    #[arg(short = 't', long, value_name = "DUR", value_parser = values::positive_duration)]
     duration: Option<Duration>,
 
     /// Measure no more than N messages
@@ -412,7 +410,7 @@ pub struct Bench {
     start_at: Option<SystemTime>,
 
     /// Load before that, which is not counted
-    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = duration)]
+    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = values::duration)]
     warm_up: Duration,
 
     /// Look for the highest rate at which a criterion such as 'p99<5ms' holds: rates are doubled until it does not, and
@@ -431,7 +429,7 @@ pub struct Bench {
     source: Option<Sources>,
 
     /// A reply, or a connect, that takes longer is an error
-    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = positive_duration)]
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::positive_duration)]
     timeout: Duration,
 
     /// What sizes and bytes are made from: the same seed makes the same
@@ -439,7 +437,7 @@ pub struct Bench {
     seed: u64,
 
     /// Before sleeping in the poll, spin so long, such as 50us: finer times, for a busy core
-    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = duration)]
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
     busy_poll: Duration,
 
     /// Watch the server's process (on this machine, on Linux): its processor time per message, its memory per
@@ -540,94 +538,6 @@ pub struct Report {
     pub schema: bool,
 }
 
-/// The longest duration taken: longer ones are a slip of the pen, and overflow sums with the clock's time.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
-
-/// The largest message, in bytes.
-const LARGEST: u64 = 1 << 30;
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let duration =
-        humantime::parse_duration(text).map_err(|error| format!("{error}: write it as in 250ms, 10s, 5m"))?;
-    if duration > LONGEST {
-        return Err("more than a year".to_owned());
-    }
-    Ok(duration)
-}
-
-fn positive_duration(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        Duration::ZERO => Err("it must be more than nothing".to_owned()),
-        duration => Ok(duration),
-    }
-}
-
-fn buffer_size(text: &str) -> Result<usize, String> {
-    let size: ByteSize = text.parse().map_err(|error| format!("{error}: write it as in 4096, 64KiB, 1MiB"))?;
-    match size.as_u64() {
-        0 => Err("it must be more than nothing".to_owned()),
-        // SO_SNDBUF and SO_RCVBUF are C ints, and the kernel doubles them (socket(7)).
-        bytes if bytes > i32::MAX as u64 / 2 => Err("more than 1 GiB".to_owned()),
-        bytes => Ok(bytes as usize),
-    }
-}
-
-fn message_size(text: &str) -> Result<(u64, u64), String> {
-    let size = |text: &str| -> Result<u64, String> {
-        let size: ByteSize = text.parse().map_err(|error| format!("{error}: write it as in 64, 16KiB, 1..4KiB"))?;
-        match size.as_u64() {
-            0 => Err("a message has at least one byte".to_owned()),
-            bytes if bytes > LARGEST => Err("more than 1 GiB".to_owned()),
-            bytes => Ok(bytes),
-        }
-    };
-    let (smallest, largest) = text.split_once("..").unwrap_or((text, text));
-    match (size(smallest)?, size(largest)?) {
-        (smallest, largest) if smallest > largest => Err(format!("{smallest} is more than {largest}")),
-        sizes => Ok(sizes),
-    }
-}
-
-fn positive_rate(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(rate) if rate > 0.0 && rate <= 1e9 => Ok(rate),
-        Ok(_) => Err("it must be more than nothing, and at most 1e9 per second".to_owned()),
-        Err(error) => Err(format!("{error}: write it as in 50000, 0.5, 1e6")),
-    }
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("it must be at least 1".to_owned()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(format!("{error}")),
-    }
-}
-
-fn network(text: &str) -> Result<IpNet, String> {
-    let single = |_| text.parse::<IpAddr>().map(IpNet::from);
-    text.parse::<IpNet>().or_else(single).map_err(|_| "write it as in 10.0.0.0/8, 2001:db8::/32, 192.0.2.1".to_owned())
-}
-
-fn http_address(text: &str) -> Result<Address, String> {
-    let is_port = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let address = if is_port { format!("127.0.0.1:{text}").parse() } else { text.parse() };
-    match address.map_err(|error: AddressError| error.to_string())? {
-        Address::Udp(_) => Err("HTTP is not spoken over UDP here".to_owned()),
-        address => Ok(address),
-    }
-}
-
-fn word(text: &str) -> Result<String, String> {
-    if text.is_empty() {
-        return Err("an empty message is no word".to_owned());
-    }
-    if text.contains(['\r', '\n']) {
-        return Err("a message ends at a newline, so it has none in it".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -654,19 +564,6 @@ mod tests {
     }
 
     #[test]
-    fn networks_and_http_addresses_are_understood() {
-        for (text, network_of) in [("10.0.0.0/8", "10.0.0.0/8"), ("192.0.2.1", "192.0.2.1/32"), ("::1", "::1/128")] {
-            assert_eq!(network(text).unwrap().to_string(), network_of);
-        }
-        for (text, address) in [("9090", "127.0.0.1:9090"), ("[::]:80", "[::]:80"), ("unix:/x", "unix:/x")] {
-            assert_eq!(http_address(text).unwrap().to_string(), address);
-        }
-        for mistake in ["", "99999", "udp:127.0.0.1:80", "localhost"] {
-            assert!(http_address(mistake).is_err(), "{mistake}");
-        }
-    }
-
-    #[test]
     fn defaults_are_the_configurations() {
         let Command::Serve(flags) = Cli::parse_from(["echoloop", "serve"]).command else { unreachable!() };
         let parsed = serve::Config::from(*flags);
@@ -674,10 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn units_are_understood_and_mistakes_named() {
-        assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
-        assert_eq!(buffer_size("64KiB"), Ok(65536));
-        assert_eq!(buffer_size("4096"), Ok(4096));
+    fn a_mistake_names_the_option_and_the_value() {
         for (flag, value) in [
             ("--allow", "10.0.0.0/33"),
             ("--deny", "everybody"),
@@ -767,28 +661,5 @@ mod tests {
             }
         }
 
-        #[test]
-        fn durations_print_back_to_the_same(text in "([0-9]{1,6} ?(ns|us|ms|s|m|h|days) ?){1,4}") {
-            if let Ok(parsed) = duration(&text) {
-                prop_assert_eq!(duration(&humantime::format_duration(parsed).to_string()), Ok(parsed));
-            }
-        }
-
-        #[test]
-        fn sizes_print_back_to_the_same(text in "[0-9]{1,12}(\\.[0-9]{1,3})? ?(|B|k|kB|KiB|M|MiB|G|GiB|TB|PiB|EiB)") {
-            if let Ok(parsed) = buffer_size(&text) {
-                prop_assert_eq!(buffer_size(&parsed.to_string()), Ok(parsed));
-            }
-            if let Ok((smallest, largest)) = message_size(&text) {
-                prop_assert_eq!(message_size(&format!("{smallest}..{largest}")), Ok((smallest, largest)));
-            }
-        }
-
-        #[test]
-        fn rates_print_back_to_the_same(text in "[0-9.]{1,12}(e-?[0-9]{1,2})?") {
-            if let Ok(parsed) = positive_rate(&text) {
-                prop_assert_eq!(positive_rate(&parsed.to_string()), Ok(parsed));
-            }
-        }
     }
 }

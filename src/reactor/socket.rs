@@ -13,7 +13,7 @@ use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-use crate::reactor::Stream;
+use super::Stream;
 
 /// A non-blocking stream socket.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 //! bounded in number, bytes and time, and none of it depends on how many connections there are.
 //!
 //! `http` is the protocol, `metrics` and `state` are what is told. None of them knows the server; they see it through
-//! [`Seen`].
+//! [`StatusSource`].
 
 mod http;
 mod metrics;
@@ -21,17 +21,17 @@ use super::acceptor::Acceptor;
 use super::listener::Listener;
 use super::stats::Summary;
 use super::tokens;
-use crate::address::Endpoint;
-use crate::reactor::{Doing, Reactor, Readiness, Settings};
-use crate::socket::Socket;
+use crate::reactor::address::Endpoint;
+use crate::reactor::socket::Socket;
+use crate::reactor::{Activity, Reactor, Readiness, Settings};
 use http::{Answer, Http, Request};
 
 /// Connections at once. Who comes beyond waits in the backlog.
-pub(super) const MOST: usize = 64;
+pub(super) const MAX_CONNECTIONS: usize = 64;
 
 /// How long a connection may take from one answer to having taken the next: for a whole request, and to read what comes.
 /// So one that is slow on purpose does not keep its place.
-const PATIENCE: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How often impatience is looked for, while there are connections.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -52,19 +52,19 @@ pub(super) struct Snapshot {
 }
 
 /// A server that can be looked at.
-pub(super) trait Seen {
+pub(super) trait StatusSource {
     /// Its figures.
     fn snapshot(&self, now: Instant) -> Snapshot;
 
     /// The number of places for connections in its slab.
     fn places(&self) -> usize;
 
-    /// What the connection at a place is doing, if there is one: see [`Reactor::doing`].
-    fn doing(&self, place: usize, lately: Duration) -> Option<Doing>;
+    /// What the connection at a place is activity, if there is one: see [`Reactor::activity`].
+    fn activity(&self, place: usize, lately: Duration) -> Option<Activity>;
 }
 
 /// The listeners and connections of those who look.
-pub(super) struct Inside {
+pub(super) struct Admin {
     acceptor: Acceptor<Listener>,
     reactor: Reactor<Socket, Http>,
     endpoints: Vec<Endpoint>,
@@ -73,19 +73,19 @@ pub(super) struct Inside {
     next_sweep: Instant,
 }
 
-impl Inside {
+impl Admin {
     /// Answers on `listeners`.
     pub fn new(listeners: Vec<(Token, Listener)>, endpoints: Vec<Endpoint>) -> Self {
         let settings = Settings {
-            first_token: tokens::INSIDE,
+            first_token: tokens::ADMIN,
             // A request is short, and one is answered at a time.
             read_size: http::LONGEST,
             largest_read: http::LONGEST,
             read_budget: http::LONGEST,
             ..Settings::default()
         };
-        Inside {
-            acceptor: Acceptor::new(listeners, MOST, None),
+        Admin {
+            acceptor: Acceptor::new(listeners, MAX_CONNECTIONS, None),
             reactor: Reactor::new(Http::default(), settings),
             endpoints,
             ready: Vec::new(),
@@ -103,7 +103,7 @@ impl Inside {
         if self.acceptor.mark(readiness) {
             return true;
         }
-        let ours = tokens::is_inside(readiness.token);
+        let ours = tokens::is_admin(readiness.token);
         if ours {
             self.ready.push(*readiness);
         }
@@ -111,7 +111,7 @@ impl Inside {
     }
 
     /// Answers those who asked for something.
-    pub fn turn(&mut self, now: Instant, server: &impl Seen) {
+    pub fn turn(&mut self, now: Instant, server: &impl StatusSource) {
         let ready = std::mem::take(&mut self.ready);
         if !ready.is_empty() || self.reactor.sleep(now) == Some(Duration::ZERO) {
             self.reactor.protocol_mut().now = now;
@@ -123,12 +123,12 @@ impl Inside {
         for (token, request) in self.reactor.protocol_mut().take_requests() {
             debug!("inside: {request:?}");
             let answer = answer(&request, now, server);
-            self.reactor.with(token, |http, peer, state| http.answer(peer, state, &request, &answer));
+            self.reactor.with(token, |http, transport, state| http.answer(transport, state, &request, &answer));
         }
         if now >= self.next_sweep {
             self.next_sweep = now + SWEEP;
-            for token in self.reactor.protocol().impatient(now, PATIENCE) {
-                self.reactor.close(token);
+            for token in self.reactor.protocol().impatient(now, REQUEST_TIMEOUT) {
+                self.reactor.abort(token);
             }
         }
     }
@@ -143,7 +143,7 @@ impl Inside {
 const PAGE: &str = include_str!("page.html");
 
 /// What is answered to a request.
-fn answer(request: &Request, now: Instant, server: &impl Seen) -> Answer {
+fn answer(request: &Request, now: Instant, server: &impl StatusSource) -> Answer {
     let path = match request {
         Request::Get { path, .. } => path.split('?').next().unwrap_or_default(),
         Request::Bad { status } => return Answer::text(status, format!("{status}\n")),

@@ -17,7 +17,7 @@ const SLOTS: u64 = 64;
 
 /// A wheel for deadlines that lie at most one timeout ahead.
 #[derive(Debug)]
-pub struct Deadlines {
+pub struct TimerWheel {
     /// Milliseconds covered by one slot.
     width: Millis,
     /// One more slot than a timeout spans, so that the slot being emptied is never the one being filled.
@@ -30,12 +30,12 @@ pub struct Deadlines {
     entries: usize,
 }
 
-impl Deadlines {
+impl TimerWheel {
     /// A wheel for deadlines up to `timeout` milliseconds ahead.
     pub fn new(timeout: Millis) -> Self {
         let width = timeout.div_ceil(SLOTS).max(1);
         let slots = (0..timeout.div_ceil(width) + 2).map(|_| Vec::new()).collect();
-        Deadlines { width, slots, next: 0, armed: Vec::new(), entries: 0 }
+        TimerWheel { width, slots, next: 0, armed: Vec::new(), entries: 0 }
     }
 
     /// Makes sure that `key` will be asked about at `due` or before. Nothing happens if it has an entry already.
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     /// Expires at `now` and returns the keys whose time, as `due` has it, had run out.
-    fn expired(wheel: &mut Deadlines, now: Millis, due: &[Millis]) -> Vec<usize> {
+    fn expired(wheel: &mut TimerWheel, now: Millis, due: &[Millis]) -> Vec<usize> {
         let mut out = Vec::new();
         wheel.expire(now, |key| {
             if due[key] > now {
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn nobody_expires_early_and_nobody_more_than_a_slot_late() {
         for timeout in [1, 10, 63, 64, 65, 1000, 60_000] {
-            let mut wheel = Deadlines::new(timeout);
+            let mut wheel = TimerWheel::new(timeout);
             let start = 12_345;
             wheel.arm(0, start + timeout, start);
             let mut at = start;
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn activity_defers_without_touching_the_wheel() {
-        let mut wheel = Deadlines::new(100);
+        let mut wheel = TimerWheel::new(100);
         let mut due = [100];
         wheel.arm(0, due[0], 0);
         for now in 0..10_000 {
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn next_due_is_when_expire_has_something_to_ask() {
-        let mut wheel = Deadlines::new(6400);
+        let mut wheel = TimerWheel::new(6400);
         wheel.arm(3, 6400, 0);
         let next = wheel.next_due().unwrap();
         assert!(expired(&mut wheel, next - 1, &[0; 4]).is_empty());
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_reused_key_has_one_entry() {
-        let mut wheel = Deadlines::new(100);
+        let mut wheel = TimerWheel::new(100);
         for turn in 0..1000 {
             wheel.arm(7, turn + 100, turn);
         }
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_long_sleep_catches_up() {
-        let mut wheel = Deadlines::new(1000);
+        let mut wheel = TimerWheel::new(1000);
         wheel.arm(0, 1000, 0);
         wheel.arm(1, 500, 0);
         let mut out = expired(&mut wheel, 1_000_000_000, &[1000, 500]);

@@ -19,9 +19,9 @@ use anyhow::{Context, bail};
 use indicatif::HumanCount;
 use mio::{Registry, Token, Waker};
 
-use crate::address::{Address, Endpoint};
-use crate::reactor::{Peer, Poller, Protocol, Reactor, Reason, Settings, Stream};
-use crate::socket::Socket;
+use crate::reactor::address::{Address, Endpoint};
+use crate::reactor::socket::Socket;
+use crate::reactor::{CloseReason, Poller, Protocol, Reactor, Settings, Stream, Transport};
 
 const INPUT: Token = Token(usize::MAX - 1);
 
@@ -195,7 +195,7 @@ impl<'a> Client<'a> {
     /// Takes one piece of input, if it is time for it, and sends it. Returns whether there may be more at once.
     fn take_input(&mut self) -> anyhow::Result<bool> {
         let mut waiting = 0;
-        self.reactor.with(self.token, |_, peer, _| waiting = peer.waiting());
+        self.reactor.with(self.token, |_, transport, _| waiting = transport.waiting());
         let in_turn = self.config.newline || self.inside_line || self.is_echoed();
         if self.phase != Phase::Talking || waiting > 0 || !in_turn || self.reactor.is_empty() {
             return Ok(false);
@@ -211,7 +211,7 @@ impl<'a> Client<'a> {
                 if std::mem::take(&mut self.prompted) {
                     self.reactor.protocol_mut().print(b"\n"); // what comes next is the shell's prompt
                 }
-                self.reactor.with(self.token, |_, peer, _| peer.finish_sending());
+                self.reactor.with(self.token, |_, transport, _| transport.shutdown_write());
                 Ok(false)
             }
             Err(TryRecvError::Empty) => Ok(false),
@@ -228,7 +228,7 @@ impl<'a> Client<'a> {
         self.newline_owed = !self.config.newline && line_ends;
         self.prompted = false;
         self.sent += bytes.len() as u64;
-        self.reactor.with(self.token, |_, peer, _| peer.send(bytes));
+        self.reactor.with(self.token, |_, transport, _| transport.write(bytes));
     }
 
     /// What is printed when everything that was sent has come back: the newline that was not sent, and the prompt.
@@ -347,13 +347,13 @@ impl<S: Stream> Protocol<S> for Printing {
     /// The server may refuse to read while it cannot send, so what it sends must be read in any case.
     const FULL_DUPLEX: bool = true;
 
-    fn received(&mut self, _: &mut Peer<'_, S>, _: &mut (), bytes: &[u8]) {
+    fn received(&mut self, _: &mut Transport<'_, S>, _: &mut (), bytes: &[u8]) {
         self.received += bytes.len() as u64;
         self.print(bytes);
     }
 
-    fn lost(&mut self, _: Token, _: (), reason: &Reason) {
-        if let Reason::Failed(error) = reason {
+    fn closed(&mut self, _: Token, _: (), reason: &CloseReason) {
+        if let CloseReason::Failed(error) = reason {
             self.failure = Some(io::Error::new(error.kind(), error.to_string()));
         }
     }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::super::access::Refusals;
-use super::Seen;
+use super::StatusSource;
 use crate::limits;
-use crate::reactor::{Counters, Doing};
+use crate::reactor::{Activity, Counters};
 
 /// Bytes that moved so long ago still count as movement: as long as the page takes from one look to the next.
 const LATELY: Duration = Duration::from_millis(500);
@@ -48,9 +48,9 @@ struct Datagrams {
 }
 
 /// The state of a server.
-pub(super) fn json(now: Instant, server: &impl Seen) -> String {
+pub(super) fn json(now: Instant, server: &impl StatusSource) -> String {
     let snapshot = server.snapshot(now);
-    let (cells, places_per_cell) = cells(server.places(), |place| server.doing(place, LATELY));
+    let (cells, places_per_cell) = cells(server.places(), |place| server.activity(place, LATELY));
     let state = State {
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
@@ -78,21 +78,21 @@ pub(super) fn json(now: Instant, server: &impl Seen) -> String {
 
 /// A letter for each cell, and the number of places that it stands for. If that is more than one, the cell shows what
 /// is most worth seeing among the first of them.
-fn cells(places: usize, doing: impl Fn(usize) -> Option<Doing>) -> (String, usize) {
+fn cells(places: usize, activity: impl Fn(usize) -> Option<Activity>) -> (String, usize) {
     let each = places.div_ceil(CELLS).max(1);
-    let cell = |first: usize| (first..first + each.min(LOOKS)).filter_map(&doing).max();
+    let cell = |first: usize| (first..first + each.min(LOOKS)).filter_map(&activity).max();
     let mut text: String = (0..places).step_by(each).map(|first| letter(cell(first))).collect();
     text.truncate(text.trim_end_matches(letter(None)).len());
     (text, each)
 }
 
-fn letter(doing: Option<Doing>) -> char {
-    match doing {
+fn letter(activity: Option<Activity>) -> char {
+    match activity {
         None => '.',
-        Some(Doing::Idle) => 'i',
-        Some(Doing::Active) => 'a',
-        Some(Doing::Closing) => 'c',
-        Some(Doing::Waiting) => 'w',
+        Some(Activity::Idle) => 'i',
+        Some(Activity::Active) => 'a',
+        Some(Activity::Closing) => 'c',
+        Some(Activity::Waiting) => 'w',
     }
 }
 
@@ -102,8 +102,15 @@ mod tests {
 
     #[test]
     fn a_cell_shows_a_connection_or_the_most_telling_of_several() {
-        let doing = [Some(Doing::Idle), None, Some(Doing::Waiting), Some(Doing::Active), Some(Doing::Closing), None];
-        let look = |place: usize| doing.get(place).copied().flatten();
+        let activity = [
+            Some(Activity::Idle),
+            None,
+            Some(Activity::Waiting),
+            Some(Activity::Active),
+            Some(Activity::Closing),
+            None,
+        ];
+        let look = |place: usize| activity.get(place).copied().flatten();
         assert_eq!(cells(6, look), ("i.wac".to_owned(), 1));
         assert_eq!(cells(0, look), (String::new(), 1));
         let (text, each) = cells(10 * CELLS, |place| look(place % 10));
@@ -115,7 +122,7 @@ mod tests {
         let looks = std::cell::Cell::new(0);
         let (text, _) = cells(1_000_000, |_| {
             looks.set(looks.get() + 1);
-            Some(Doing::Idle)
+            Some(Activity::Idle)
         });
         assert!(text.len() <= CELLS && looks.get() <= CELLS * LOOKS);
     }
