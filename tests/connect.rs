@@ -3,9 +3,10 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::process::{Command, Stdio};
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Command, Output, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::*;
 
@@ -125,4 +126,41 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let outcome = Command::new("sh").args(["-c", &script]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&outcome.stdout), "y\n");
     assert_eq!(String::from_utf8_lossy(&outcome.stderr), "");
+}
+
+/// Runs echoloop with `input`, and fails if it does not end.
+#[track_caller]
+fn ends(args: &[&str], input: &[u8]) -> Output {
+    let mut command = Command::new(ECHOLOOP);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+    let writer = thread::spawn(move || _ = stdin.write_all(&input)); // it may have left before
+    let began = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if began.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("echoloop {args:?} does not end");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    writer.join().unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn unanswered_datagrams_end_whatever_their_number() {
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = format!("udp:{}", silent.local_addr().unwrap());
+    thread::scope(|scope| {
+        for count in [1, 15, 16, 17, 33] {
+            let address = &address;
+            scope.spawn(move || {
+                let outcome = ends(&["connect", address], &b"line\n".repeat(count));
+                let errors = String::from_utf8_lossy(&outcome.stderr);
+                assert_eq!(errors, format!("echoloop: {count} datagrams did not come back\n"));
+                assert_eq!(outcome.status.code(), Some(1));
+            });
+        }
+    });
 }

@@ -36,9 +36,10 @@ const LONGEST: usize = 65_535;
 pub(super) fn run(config: &Config, address: SocketAddr) -> anyhow::Result<()> {
     let mut client = Client::start(config, address)?;
     while !client.is_done() {
-        client.send_lines()?;
+        // Sending comes last: what came back, or was given up, makes room in the window.
         client.receive()?;
         client.give_up();
+        client.send_lines()?;
         client.prompt();
         client.out.flush()?;
         if !client.is_done() {
