@@ -221,12 +221,18 @@ impl<A: Accept> Acceptor<A> {
         }
     }
 
-    /// How long the poll may sleep as far as accepting goes; `None`: until something becomes ready.
-    pub fn sleep(&self, now: Instant) -> Option<Duration> {
+    /// How long the poll may sleep as far as accepting goes, with so many connections open; `None`: until something
+    /// becomes ready. A place may have become free at any point of the turn, after the acceptor had its own too.
+    pub fn sleep(&self, now: Instant, connections: usize) -> Option<Duration> {
+        if !self.doors.iter().any(|door| door.owed) {
+            return None;
+        }
         match self.pause {
-            Some(Pause::Full) => None,
-            Some(Pause::Refused { until, .. }) => Some(until.saturating_duration_since(now)),
-            None => self.doors.iter().any(|door| door.owed).then_some(Duration::ZERO),
+            Some(Pause::Full) if connections >= self.max_connections => None,
+            Some(Pause::Refused { until, connections: then }) if connections >= then => {
+                Some(until.saturating_duration_since(now))
+            }
+            _ => Some(Duration::ZERO),
         }
     }
 

@@ -419,7 +419,8 @@ impl<A: Accept> Service<A> {
     pub fn sleep(&self, now: Instant) -> Option<Duration> {
         let until = |then: Instant| then.saturating_duration_since(now);
         let header = self.reactor.protocol().next_due().map(until);
-        let sleeps = [self.reactor.sleep(now), self.acceptor.sleep(now), self.deadline.map(until), header];
+        let sleeps =
+            [self.reactor.sleep(now), self.acceptor.sleep(now, self.reactor.len()), self.deadline.map(until), header];
         sleeps.into_iter().flatten().min()
     }
 

@@ -11,10 +11,11 @@ use mio::Token;
 use rustix::io::Errno;
 
 use super::acceptor::Accept;
+use super::admin::{self, Admin, Snapshot, StatusSource};
 use super::tokens;
-use super::{AccessOptions, Config, Service};
+use super::{AccessOptions, Config, Service, Summary};
 use crate::reactor::socket::Origin;
-use crate::reactor::{Readiness, Stream};
+use crate::reactor::{Activity, Readiness, Stream};
 
 /// A peer that sends what it is told to, and receives.
 #[derive(Default)]
@@ -439,4 +440,64 @@ fn who_is_turned_away_at_the_door_is_no_connection() {
     world.knock();
     assert_eq!(world.connections(), 4, "the limit counts those who were let in");
     assert!(world.service.acceptor.is_closed());
+}
+
+#[test]
+fn a_place_freed_after_accepting_is_taken_without_an_event() {
+    let access = AccessOptions { proxy_protocol: true, ..AccessOptions::default() };
+    let mut world = World::new(Config { access, ..Config::default() }, 1);
+    world.door.queue(2);
+    world.knock();
+    assert_eq!((world.connections(), world.door.waiting()), (1, 1));
+    let patience = world.settle().expect("the header is waited for until then");
+    world.now += patience;
+    world.settle();
+    assert_eq!((world.connections(), world.door.waiting()), (1, 0), "who waited is in now");
+}
+
+/// A server that has nothing to show.
+struct Nothing;
+
+impl StatusSource for Nothing {
+    fn snapshot(&self, _: Instant) -> Snapshot {
+        Snapshot {
+            summary: Summary::default(),
+            messages: None,
+            max_connections: 1,
+            up: Duration::ZERO,
+            asleep: Duration::ZERO,
+            stopping: false,
+        }
+    }
+
+    fn places(&self) -> usize {
+        0
+    }
+
+    fn activity(&self, _: usize, _: Duration) -> Option<Activity> {
+        None
+    }
+}
+
+#[test]
+fn silent_http_clients_give_way_to_one_that_asks() {
+    let door = Door::default();
+    let mut admin = Admin::new(vec![(tokens::source(0), door.clone())], Vec::new());
+    let mut now = Instant::now();
+    door.queue(admin::MAX_CONNECTIONS + 1);
+    door.0.borrow().waiting.back().unwrap().0.borrow_mut().incoming.extend(b"GET /healthz HTTP/1.0\r\n\r\n");
+    admin.mark(&readable(tokens::source(0)));
+    admin.turn(now, &Nothing);
+    let asking = door.0.borrow().waiting.front().expect("there is no place for it").clone();
+    // Nothing happens any more, except that time passes for as long as the loop sleeps.
+    while !door.0.borrow().waiting.is_empty() {
+        now += admin.sleep(now).expect("it does not sleep for ever while somebody waits");
+        admin.turn(now, &Nothing);
+    }
+    for key in 0..admin::MAX_CONNECTIONS {
+        admin.mark(&readable(Token(tokens::ADMIN + key)));
+    }
+    admin.turn(now, &Nothing);
+    let answer = String::from_utf8(asking.0.borrow().outgoing.clone()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }

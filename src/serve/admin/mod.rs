@@ -17,12 +17,11 @@ use std::time::{Duration, Instant};
 use log::debug;
 use mio::Token;
 
-use super::acceptor::Acceptor;
+use super::acceptor::{Accept, Acceptor};
 use super::listener::Listener;
 use super::stats::Summary;
 use super::tokens;
 use crate::reactor::address::Endpoint;
-use crate::reactor::socket::Socket;
 use crate::reactor::{Activity, Reactor, Readiness, Settings};
 use http::{Answer, Http, Request};
 
@@ -64,18 +63,18 @@ pub(super) trait StatusSource {
 }
 
 /// The listeners and connections of those who look.
-pub(super) struct Admin {
-    acceptor: Acceptor<Listener>,
-    reactor: Reactor<Socket, Http>,
+pub(super) struct Admin<A: Accept = Listener> {
+    acceptor: Acceptor<A>,
+    reactor: Reactor<A::Stream, Http>,
     endpoints: Vec<Endpoint>,
     /// What became ready since the last turn.
     ready: Vec<Readiness>,
     next_sweep: Instant,
 }
 
-impl Admin {
+impl<A: Accept> Admin<A> {
     /// Answers on `listeners`.
-    pub fn new(listeners: Vec<(Token, Listener)>, endpoints: Vec<Endpoint>) -> Self {
+    pub fn new(listeners: Vec<(Token, A)>, endpoints: Vec<Endpoint>) -> Self {
         let settings = Settings {
             first_token: tokens::ADMIN,
             // A request is short, and one is answered at a time.
@@ -136,7 +135,7 @@ impl Admin {
     /// How long the poll may sleep as far as this goes; `None`: until something becomes ready.
     pub fn sleep(&self, now: Instant) -> Option<Duration> {
         let sweep = (!self.reactor.is_empty()).then(|| self.next_sweep.saturating_duration_since(now));
-        [sweep, self.reactor.sleep(now), self.acceptor.sleep(now)].into_iter().flatten().min()
+        [sweep, self.reactor.sleep(now), self.acceptor.sleep(now, self.reactor.len())].into_iter().flatten().min()
     }
 }
 
