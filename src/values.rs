@@ -17,6 +17,15 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// The largest message, in bytes.
 const LARGEST: u64 = 1 << 30;
 
+/// The lowest rate, per second: what is due once in days is never due in a run, and overflows sums with the clock's time.
+const SLOWEST: f64 = 0.001;
+
+/// The most connections that can be asked for: more than descriptors, and so that sums do not overflow.
+const MAX_CONNECTIONS: u64 = 100_000_000;
+
+/// The largest count of messages: up to here JSON's numbers are exact in every language (RFC 8259, section 6).
+const MAX_MESSAGES: u64 = 1 << 53;
+
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration =
         humantime::parse_duration(text).map_err(|error| format!("{error}: write it as in 250ms, 10s, 5m"))?;
@@ -61,9 +70,26 @@ pub(crate) fn message_size(text: &str) -> Result<(u64, u64), String> {
 
 pub(crate) fn positive_rate(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(rate) if rate > 0.0 && rate <= 1e9 => Ok(rate),
-        Ok(_) => Err("it must be more than nothing, and at most 1e9 per second".to_owned()),
+        Ok(rate) if (SLOWEST..=1e9).contains(&rate) => Ok(rate),
+        Ok(_) => Err("it must be at least 0.001 and at most 1e9 per second".to_owned()),
         Err(error) => Err(format!("{error}: write it as in 50000, 0.5, 1e6")),
+    }
+}
+
+pub(crate) fn connections(text: &str) -> Result<usize, String> {
+    match text.parse::<u64>() {
+        Ok(number) if number <= MAX_CONNECTIONS => Ok(number as usize),
+        Ok(_) => Err(format!("more than {MAX_CONNECTIONS}")),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+pub(crate) fn messages(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(number) if number <= MAX_MESSAGES => Ok(number),
+        Ok(_) => Err(format!("more than {MAX_MESSAGES}")),
+        Err(error) => Err(format!("{error}")),
     }
 }
 

@@ -316,6 +316,57 @@ fn a_server_that_goes_away_in_the_middle_ends_the_run() {
     assert!(run.seconds < 30.0);
 }
 
+#[test]
+fn messages_of_a_lost_connection_end_the_run() {
+    let address = server(|number, mut stream| {
+        if number == 1 {
+            let mut message = [0; 64];
+            let _ = stream.read_exact(&mut message).and_then(|()| stream.write_all(&message));
+            return;
+        }
+        echo_changed(stream, |_, _| ());
+    });
+    let (run, code) = run(address, "-r 200 -n 400 -c 4 --warm-up 0s");
+    assert_eq!(code, 1);
+    assert!(run.error_count() == 1 && run.messages.replies >= 300, "{:?}", run.messages);
+    assert_eq!(run.messages.sent + run.messages.missed, 400);
+}
+
+#[test]
+fn a_dead_server_ends_a_run_that_reconnects() {
+    for flags in ["-n 100000000", "-n 100000000 -r 10000", "-t 60s"] {
+        let server = Server::start(&[]);
+        let flags = format!("{flags} -c 10 --reconnect 100 --timeout 500ms --warm-up 0s");
+        let address = server.addr();
+        let running = thread::spawn(move || run(address, &flags));
+        server.wait_for_connections(10);
+        server.signal(Signal::KILL);
+        let (run, code) = running.join().unwrap();
+        assert_eq!(code, 1);
+        assert!(run.seconds < 30.0, "{}", run.seconds);
+    }
+}
+
+#[test]
+fn a_server_that_serves_nobody_ends_the_run() {
+    // Each connection is accepted, and closed.
+    let address = server(|_, _stream| ());
+    for flags in ["-n 1000", "-n 1000 -r 1000", "-t 60s -r 1000"] {
+        let (run, code) = run(address, &format!("{flags} -c 4 --timeout 1s --warm-up 100ms"));
+        assert_eq!((code, run.messages.replies), (1, 0), "{flags}");
+    }
+}
+
+#[test]
+fn replies_are_counted_with_their_messages() {
+    let server = Server::start(&[]);
+    for flags in ["-c 50 -d 16", "-c 1 -d 64", "-c 7 -d 3 --reconnect 5", "-c 3 -r 100000"] {
+        let (run, code) = run(server.addr(), &format!("-n 1000 {flags} --warm-up 50ms"));
+        assert_eq!((code, run.messages.sent, run.messages.replies, run.response.count), (0, 1000, 1000, 1000));
+        assert!((run.rate - 1000.0 / run.seconds).abs() < 1e-6 * run.rate, "{flags}: {} {}", run.rate, run.seconds);
+    }
+}
+
 /// A server that echoes at once, but for a second after it was told to freeze.
 fn freezing_server() -> (SocketAddr, Arc<AtomicBool>) {
     let frozen = Arc::new(AtomicBool::new(false));
@@ -584,6 +635,15 @@ fn mistakes_on_the_command_line_are_named() {
         ("--source 1.2.3", "1.2.3"),
         ("--timeout 0s", "--timeout"),
         ("-c 0", "no connection"),
+        ("-c 0 --idle 1 --rate 10", "--rate"),
+        ("-c 0 --idle 1 --find-rate p99<1s", "--find-rate"),
+        ("-c 0 --idle 3 -n 3", "--messages"),
+        ("-c 0 --idle 3 --reconnect 3", "--reconnect"),
+        ("-c 18446744073709551615 --idle 2", "'18446744073709551615'"),
+        ("--idle 18446744073709551615", "'18446744073709551615'"),
+        ("--rate 1e-11", "'1e-11'"),
+        ("--connect-rate 1e-11", "'1e-11'"),
+        ("-n 9007199254740993", "'9007199254740993'"),
     ] {
         let mut args = vec!["bench"];
         args.extend(flags.split(' '));

@@ -181,6 +181,8 @@ pub(super) struct Load {
     serials: u64,
     /// Connections that are being opened.
     pub connecting: usize,
+    /// Connections that are there, idle ones included only if there are no others; those that are being closed count.
+    alive: usize,
     /// Messages that are in flight, over all places.
     pub in_flight: u64,
     /// Places whose connection is gone, for their owner to open again; with whether something went wrong.
@@ -203,6 +205,7 @@ impl Load {
             next_due: 0,
             serials: 0,
             connecting: 0,
+            alive: 0,
             in_flight: 0,
             gone: Vec::new(),
             record: Record::new(),
@@ -212,14 +215,30 @@ impl Load {
     /// A place gets a new connection, which is being opened.
     pub fn connecting(&mut self, index: u32, token: Token) {
         let since = self.clock.read();
-        self.connecting += 1;
         let serial = self.serials;
         self.serials += 1;
         let place = &mut self.places[index as usize];
         let flights = std::mem::take(&mut place.flights);
         let (next, owed, seasoned) = (place.next, place.owed, place.seasoned);
-        let stage = Stage::Connecting { since };
-        *place = Place { stage, token, serial, flights, next, owed, seasoned, ..Place::new() };
+        *place = Place { token, serial, flights, next, owed, seasoned, ..Place::new() };
+        self.set_stage(index as usize, Stage::Connecting { since });
+    }
+
+    /// Changes how a place's connection is. Returns how it was.
+    fn set_stage(&mut self, index: usize, stage: Stage) -> Stage {
+        let counts = self.busy == 0 || index < self.busy;
+        let before = std::mem::replace(&mut self.places[index].stage, stage);
+        self.connecting -= usize::from(matches!(before, Stage::Connecting { .. }));
+        self.connecting += usize::from(matches!(stage, Stage::Connecting { .. }));
+        let is_alive = |stage| counts && matches!(stage, Stage::Open | Stage::Closing);
+        self.alive += usize::from(is_alive(stage));
+        self.alive -= usize::from(is_alive(before));
+        before
+    }
+
+    /// Whether there is any connection that the run is about.
+    pub fn is_alive(&self) -> bool {
+        self.alive > 0
     }
 
     /// Begins to send. In a closed loop the places must be fed once, to get them going.
@@ -245,7 +264,11 @@ impl Load {
 
     /// Whether all messages that there were to send have been answered.
     pub fn is_exhausted(&self) -> bool {
-        self.left == Some(0) && self.in_flight == 0 && self.owed() == 0
+        // What a place owes that will not have a connection any more is not waited for.
+        let hopeless = |place: &Place| place.stage == Stage::Closed && self.reconnect.is_none();
+        let owed =
+            || self.places[..self.busy].iter().filter(|place| !hopeless(place)).map(|place| place.owed).sum::<u64>();
+        self.left == Some(0) && self.in_flight == 0 && owed() == 0
     }
 
     /// Begins no more messages. Returns how many were due and not sent.
@@ -396,9 +419,8 @@ impl Load {
     /// Notes that something went wrong with a place's connection, which is over with that.
     fn fail(&mut self, index: usize, kind: ErrorKind, text: String) {
         self.record.error(kind, || text);
+        self.set_stage(index, Stage::Failed);
         let place = &mut self.places[index];
-        self.connecting -= usize::from(matches!(place.stage, Stage::Connecting { .. }));
-        place.stage = Stage::Failed;
         self.in_flight -= (place.flights.len() - place.answered_early) as u64;
         place.answered_early = 0;
         for flight in place.flights.drain(..).filter(|flight| flight.sent != ANSWERED) {
@@ -429,10 +451,9 @@ impl<S: Stream> Protocol<S> for Load {
         let now = self.clock.read();
         let place = &mut self.places[index as usize];
         if let Stage::Connecting { since } = place.stage {
-            place.stage = Stage::Open;
-            self.connecting -= 1;
             self.record.connected(now - since, place.seasoned);
             place.seasoned = true;
+            self.set_stage(index as usize, Stage::Open);
             self.feed(transport, index);
         }
     }
@@ -457,7 +478,7 @@ impl<S: Stream> Protocol<S> for Load {
             self.fail(index as usize, ErrorKind::Excess, text);
             transport.close();
         } else if self.reconnect.is_some_and(|limit| place.begun >= limit) && place.flights.is_empty() {
-            place.stage = Stage::Closing;
+            self.set_stage(index as usize, Stage::Closing);
             transport.close();
         } else {
             self.feed(transport, index);
@@ -495,7 +516,7 @@ impl<S: Stream> Protocol<S> for Load {
             }
             _ => {}
         }
-        let stage = std::mem::replace(&mut self.places[index].stage, Stage::Closed);
+        let stage = self.set_stage(index, Stage::Closed);
         self.gone.push((index as u32, stage != Stage::Closing));
     }
 }

@@ -188,5 +188,9 @@ fn connect_udp(target: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSock
     let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let socket = UdpSocket::bind(SocketAddr::new(source.unwrap_or(any), 0))?;
     socket.connect(target)?;
+    // The system may have given the socket the very port that it is to send to. Nobody listens there then.
+    if socket.local_addr()? == target {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
     Ok(socket)
 }

@@ -302,7 +302,9 @@ struct Driver<'a> {
     dialled: usize,
     /// Since when the listener's backlog has been full.
     full_since: Option<Nanos>,
-    /// No connection is left, and none will come.
+    /// Since when there has been no connection.
+    alone_since: Option<Nanos>,
+    /// No connection is left, and none will come, or none has come for as long as is waited for anything.
     deserted: bool,
     interrupted: bool,
     next_tick: Nanos,
@@ -337,6 +339,7 @@ impl<'a> Driver<'a> {
             to_open: BinaryHeap::new(),
             dialled: 0,
             full_since: None,
+            alone_since: None,
             deserted: false,
             interrupted: false,
             next_tick: 0,
@@ -386,7 +389,7 @@ impl<'a> Driver<'a> {
         }
         self.progress.set_prefix("waiting");
         while let Ok(left) = left()
-            && !self.interrupted
+            && !self.is_over()
         {
             let now = self.load_mut().clock.read();
             self.step(Some(now + nanos(left)))?;
@@ -406,7 +409,7 @@ impl<'a> Driver<'a> {
         let mut now = self.load_mut().clock.read();
         let traffic = pace.rate.map_or(Traffic::Closed, |rate| Traffic::Open(Schedule::new(now, rate)));
         self.load_mut().start(traffic);
-        self.deserted = false;
+        self.count_the_living();
         let from = now + nanos(pace.warm_up);
         if from > now {
             self.progress.set_prefix("warming up");
@@ -535,6 +538,7 @@ impl<'a> Driver<'a> {
             self.take_signals(instant);
         }
         self.see_to_the_gone();
+        self.count_the_living();
         Ok(())
     }
 
@@ -599,9 +603,19 @@ impl<'a> Driver<'a> {
                 self.to_open.push(Reverse((now + pause, index)));
             }
         }
-        let busy = &self.load().places[..];
-        let busy = if self.load().busy > 0 { &busy[..self.load().busy] } else { busy };
-        self.deserted = self.to_open.is_empty() && busy.iter().all(|place| place.stage == Stage::Closed);
+    }
+
+    /// Notes whether there is a connection, or will be one.
+    fn count_the_living(&mut self) {
+        if self.load().is_alive() {
+            self.alone_since = None;
+            self.deserted = false;
+            return;
+        }
+        let now = self.load_mut().clock.read();
+        let since = *self.alone_since.get_or_insert(now);
+        let hopeless = self.to_open.is_empty() && self.load().connecting == 0;
+        self.deserted = hopeless || now - since >= nanos(self.config.timeout);
     }
 
     fn tick(&mut self, now: Nanos) -> anyhow::Result<()> {
@@ -697,7 +711,8 @@ fn judge(criterion: &Criterion, rate: f64, outcome: &Outcome) -> anyhow::Result<
 fn choose(address: &Address, timeout: Duration) -> anyhow::Result<Endpoint> {
     let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
     let accepts = |target: &&Endpoint| match target {
-        Endpoint::Tcp(target) => std::net::TcpStream::connect_timeout(target, timeout).is_ok(),
+        Endpoint::Tcp(target) => std::net::TcpStream::connect_timeout(target, timeout)
+            .is_ok_and(|stream| stream.local_addr().is_ok_and(|local| local != *target)),
         _ => true,
     };
     let several = resolved.len() > 1;

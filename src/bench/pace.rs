@@ -20,7 +20,7 @@ impl Schedule {
 
     /// When a message is due, by its number. Computed from the beginning each time, so that nothing adds up.
     pub fn due(&self, number: u64) -> Nanos {
-        self.begin + (number as f64 * self.interval) as Nanos
+        self.begin.saturating_add((number as f64 * self.interval) as Nanos)
     }
 }
 

@@ -126,10 +126,11 @@ impl Record {
     /// Replies that came whole at `now`, to messages that were due and sent at the same times.
     pub fn replies(&mut self, count: u64, due: Nanos, sent: Nanos, now: Nanos) {
         let Some(window) = &mut self.window else { return };
-        if window.to.is_none() {
-            window.messages.replies += count;
-        }
+        // A reply counts with its message.
         if window.covers(due) {
+            if window.to.is_none() {
+                window.messages.replies += count;
+            }
             window.current.saturating_record_n(now.saturating_sub(due), count);
             if let Some(service) = &mut window.service {
                 service.saturating_record_n(now.saturating_sub(sent), count);

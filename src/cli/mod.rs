@@ -54,9 +54,8 @@ impl Cli {
         let matches = with_environment(Cli::command()).get_matches();
         let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         if let Command::Bench(flags) = &cli.command
-            && flags.connections + flags.idle == 0
+            && let Err(text) = flags.check()
         {
-            let text = "there is no connection to open: -c and --idle are both 0";
             Cli::command().error(ErrorKind::ValueValidation, text).exit();
         }
         cli
@@ -372,11 +371,11 @@ pub struct Bench {
     address: Address,
 
     /// Connections that carry messages; may be 0 if there are idle ones
-    #[arg(short, long, value_name = "N", default_value_t = 50)]
+    #[arg(short, long, value_name = "N", default_value_t = 50, value_parser = values::connections)]
     connections: usize,
 
     /// Connections that are held open and silent beside them, to see what they cost
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::connections)]
     idle: usize,
 
     /// Open so many connections per second; by default as fast as it goes
@@ -401,7 +400,7 @@ pub struct Bench {
     duration: Option<Duration>,
 
     /// Measure no more than N messages
-    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'n', long, value_name = "N", value_parser = values::messages)]
     messages: Option<u64>,
 
     /// With all connections open, wait until TIME before any load: UTC, such as 2026-11-24T20:00:00Z. So that several
@@ -472,6 +471,26 @@ pub struct Bench {
 }
 
 impl Bench {
+    /// Refuses options that mean nothing together.
+    fn check(&self) -> Result<(), String> {
+        if self.connections + self.idle == 0 {
+            return Err("there is no connection to open: -c and --idle are both 0".to_owned());
+        }
+        let for_messages = [
+            ("--rate", self.rate.is_some()),
+            ("--find-rate", self.find_rate.is_some()),
+            ("--messages", self.messages.is_some()),
+            ("--reconnect", self.reconnect.is_some()),
+        ];
+        match for_messages.into_iter().find(|(_, given)| self.connections == 0 && *given) {
+            Some((option, _)) => Err(format!(
+                "{option} is about messages, and with -c 0 there is no connection that carries any: leave it out, or \
+                 give -c at least 1"
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Where to write what came of the run.
     pub fn outputs(&self) -> Outputs {
         Outputs { json: self.json.clone(), html: self.html.clone(), hdr: self.hdr.clone(), hgrm: self.hgrm.clone() }

@@ -41,6 +41,9 @@ impl Stream for mio::net::TcpStream {
             return Err(error);
         }
         match self.peer_addr() {
+            // Where nobody listens at a port that the system gives to outgoing connections, TCP can connect a socket to
+            // itself (RFC 9293, 3.5: simultaneous open). It is nobody all the same.
+            Ok(peer) if self.local_addr()? == peer => Err(ErrorKind::ConnectionRefused.into()),
             Ok(_) => Ok(true),
             Err(error) if error.kind() == ErrorKind::NotConnected => Ok(false),
             Err(error) => Err(error),

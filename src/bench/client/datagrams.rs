@@ -45,8 +45,7 @@ impl Load {
     /// A place gets a socket, which is there at once.
     pub fn open_port(&mut self, index: u32, token: Token) {
         self.connecting(index, token);
-        self.connecting -= 1;
-        self.places[index as usize].stage = Stage::Open;
+        self.set_stage(index as usize, Stage::Open);
     }
 
     /// Sends the datagrams that a place is to send now. Returns whether its socket is still of use.
@@ -91,7 +90,7 @@ impl Load {
         let text = format!("socket {}: {error}", self.places[index as usize].serial);
         // What a datagram met on its way is told by the next call (udp(7)).
         self.fail(index as usize, connect_kind(error), text);
-        self.places[index as usize].stage = Stage::Closed;
+        self.set_stage(index as usize, Stage::Closed);
         self.gone.push((index, true));
         false
     }
