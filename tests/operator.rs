@@ -102,6 +102,31 @@ fn a_unix_socket_is_served_like_any_other() {
 }
 
 #[test]
+fn a_second_server_does_not_disturb_a_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("echo.sock");
+    let endpoint = format!("unix:{}", path.display());
+    let server = Server::start_on(&[&endpoint], &["--once"]);
+    let second = echoloop(&["serve", &endpoint], b"");
+    assert_eq!(second.status.code(), Some(1), "{second:?}");
+    let output = echoloop(&["connect", &endpoint], b"the first\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "the first\n", "nobody else has used the one connection up");
+    drop(server);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_abstract_name_is_served_dialled_and_loaded() {
+    let endpoint = format!("unix:@echoloop-operator-{}", std::process::id());
+    let _server = Server::start_on(&[&endpoint], &[]);
+    let output = echoloop(&["connect", &endpoint], b"hello\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n");
+    let output = echoloop(&["bench", &endpoint, "-q", "-c", "5", "-n", "100", "--warm-up", "0s"], b"");
+    assert!(output.status.success(), "{output:?}");
+    assert!(!std::path::Path::new(endpoint.trim_start_matches("unix:")).exists());
+}
+
+#[test]
 fn a_full_backlog_of_a_unix_socket_is_waited_for() {
     let directory = tempfile::tempdir().unwrap();
     let endpoint = format!("unix:{}", directory.path().join("echo.sock").display());

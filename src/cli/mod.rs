@@ -174,9 +174,9 @@ Examples:
   echoloop serve --terminator bye --print         anybody, each until it says bye
   echoloop serve -vv --send-buffer 4KiB           watch partial sends being resumed")]
 pub struct Serve {
-    /// Where to listen: HOST:PORT or [IPV6]:PORT, with udp: before it for datagrams, or unix:PATH for a socket file.
-    /// Port 0 takes a free one; a name means all its addresses; [::] is IPv6 alone [default: 127.0.0.1:7777, or the
-    /// sockets that systemd hands over]
+    /// Where to listen: HOST:PORT or [IPV6]:PORT, with udp: before it for datagrams, or unix:PATH for a socket file
+    /// (unix:@NAME is an abstract name, on Linux). Port 0 takes a free one; a name means all its addresses that this
+    /// machine has; [::] is IPv6 alone [default: 127.0.0.1:7777, or the sockets that systemd hands over]
     #[arg(value_name = "ADDR")]
     addresses: Vec<Address>,
 

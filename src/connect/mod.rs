@@ -73,10 +73,7 @@ fn dial(endpoints: &[Endpoint]) -> io::Result<Socket> {
                     Ok(Socket::Tcp(mio::net::TcpStream::from_std(stream)))
                 })
             }
-            Endpoint::Unix(path) => std::os::unix::net::UnixStream::connect(path).and_then(|stream| {
-                stream.set_nonblocking(true)?;
-                Ok(Socket::Unix(mio::net::UnixStream::from_std(stream)))
-            }),
+            Endpoint::Unix(path) => Socket::connect_unix_blocking(path),
         };
         if outcome.is_ok() {
             break;

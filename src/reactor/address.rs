@@ -1,4 +1,4 @@
-//! Addresses as users write them: `HOST:PORT`, `tcp:HOST:PORT`, `udp:HOST:PORT` and `unix:PATH`.
+//! Addresses as users write them: `HOST:PORT`, `tcp:HOST:PORT`, `udp:HOST:PORT`, `unix:PATH`, and on Linux `unix:@NAME`.
 //!
 //! Parsing is kept apart from resolving: what cannot be an address is a mistake on the command line, and a name that
 //! does not resolve is a failure at run time.
@@ -19,9 +19,14 @@ pub enum Address {
     Tcp(Host),
     /// Datagrams over UDP.
     Udp(Host),
-    /// A stream within this machine, over the socket file with this path (unix(7)).
+    /// A stream within this machine, over the socket file with this path; on Linux a path that begins with `@` stands
+    /// for an abstract name, which is in no directory (unix(7)).
     Unix(PathBuf),
 }
+
+/// The longest path of a socket file, in bytes: what `sun_path` has room for (unix(7); unix(4) of the BSDs and macOS), but for
+/// the zero that ends it.
+pub const UNIX_PATH_LIMIT: usize = if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
 
 /// A host, by name or by number, and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,19 +85,34 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         if let Some(path) = text.strip_prefix("unix:") {
-            // An empty name is Linux's way to ask for any; what is longer than sun_path has no address (unix(7)).
-            if path.is_empty() {
-                return Err(AddressError::Path("there is no path".to_owned()));
-            }
-            std::os::unix::net::SocketAddr::from_pathname(path)
-                .map_err(|error| AddressError::Path(error.to_string()))?;
-            return Ok(Address::Unix(path.into()));
+            return unix(path).map_err(AddressError::Path);
         }
         match text.strip_prefix("udp:") {
             Some(host) => host.parse().map(Address::Udp),
             None => text.strip_prefix("tcp:").unwrap_or(text).parse().map(Address::Tcp),
         }
     }
+}
+
+/// The address of a socket file, or the reason why there can be no such file.
+fn unix(path: &str) -> Result<Address, String> {
+    let name = path.strip_prefix('@');
+    if name.is_some() && cfg!(not(any(target_os = "linux", target_os = "android"))) {
+        return Err("only Linux has abstract names; a file whose name begins with @ is ./@NAME".to_owned());
+    }
+    // An empty name is Linux's way to ask for any (unix(7)).
+    if name.unwrap_or(path).is_empty() {
+        return Err("there is no path: write unix:/run/echo.sock".to_owned());
+    }
+    if path.contains('\0') {
+        return Err("there is a zero byte in it".to_owned());
+    }
+    // An abstract name begins with a zero byte, where the @ is, and needs none at its end.
+    let limit = UNIX_PATH_LIMIT + usize::from(name.is_some());
+    if path.len() > limit {
+        return Err(format!("it is {} bytes long, and the kernel takes at most {limit}", path.len()));
+    }
+    Ok(Address::Unix(path.into()))
 }
 
 impl FromStr for Host {
@@ -210,6 +230,8 @@ mod tests {
         {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
+        #[cfg(target_os = "linux")]
+        assert_eq!("unix:@echo".parse::<Address>().unwrap().to_string(), "unix:@echo");
     }
 
     #[test]
@@ -231,7 +253,17 @@ mod tests {
         assert_eq!(error("udp:7"), AddressError::Port(String::new()));
         assert_eq!(error("tcp:udp:x"), AddressError::Port("x".into()));
         assert!(matches!(error("unix:"), AddressError::Path(_)));
-        assert!(matches!(error(&format!("unix:/{}", "x".repeat(108))), AddressError::Path(_)));
+        for path in ["@", "a\0b"] {
+            assert!(matches!(error(&format!("unix:{path}")), AddressError::Path(_)), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_says_the_limit() {
+        let path = |length: usize| format!("unix:/{}", "x".repeat(length - 1));
+        assert!(path(UNIX_PATH_LIMIT).parse::<Address>().is_ok());
+        let text = error(&path(UNIX_PATH_LIMIT + 1)).to_string();
+        assert!(text.ends_with(&format!("the kernel takes at most {UNIX_PATH_LIMIT}")), "{text}");
     }
 
     #[test]

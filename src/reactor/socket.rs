@@ -3,10 +3,12 @@
 //! The kernel treats a TCP and a Unix stream alike once they are there; what differs is how they are opened and what
 //! their peers are called. This module knows that, and nothing of what is sent over them.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
@@ -64,7 +66,19 @@ impl Socket {
     pub fn connect_unix(path: &Path) -> io::Result<Socket> {
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
-        socket.connect(&SockAddr::unix(path)?)?;
+        socket.connect(&unix_address(path)?)?;
+        Ok(Socket::Unix(UnixStream::from_std(socket.into())))
+    }
+
+    /// Opens a connection to the Unix socket with this path, and waits while its listener's backlog is full.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports (connect(2)).
+    pub fn connect_unix_blocking(path: &Path) -> io::Result<Socket> {
+        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.connect(&unix_address(path)?)?;
+        socket.set_nonblocking(true)?;
         Ok(Socket::Unix(UnixStream::from_std(socket.into())))
     }
 
@@ -75,6 +89,35 @@ impl Socket {
             Socket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream.into())),
         }
     }
+}
+
+/// The address of the socket file with this path; on Linux, if it begins with `@`, of an abstract name.
+///
+/// # Errors
+///
+/// If no socket can have this path.
+pub fn unix_address(path: &Path) -> io::Result<SockAddr> {
+    match path.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) if cfg!(any(target_os = "linux", target_os = "android")) => {
+            SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat()))
+        }
+        _ => SockAddr::unix(path),
+    }
+}
+
+/// The path of a Unix socket's address, as [`unix_address`] takes it; empty if it has no name.
+pub fn unix_path(address: &std::os::unix::net::SocketAddr) -> PathBuf {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        #[cfg(target_os = "android")]
+        use std::os::android::net::SocketAddrExt;
+        #[cfg(target_os = "linux")]
+        use std::os::linux::net::SocketAddrExt;
+        if let Some(name) = address.as_abstract_name() {
+            return OsStr::from_bytes(&[b"@", name].concat()).into();
+        }
+    }
+    address.as_pathname().map_or_else(PathBuf::new, Path::to_owned)
 }
 
 /// Lets `connect` choose the port, when the destination is known. `bind` would have to find one that is free for all

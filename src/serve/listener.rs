@@ -6,16 +6,22 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use log::warn;
 use mio::net::{TcpListener, UnixListener};
 use mio::{Interest, Registry, Token};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
 use super::acceptor::Accept;
 use crate::reactor::Poller;
 use crate::reactor::address::Endpoint;
-use crate::reactor::socket::{Origin, Socket};
+use crate::reactor::socket::{Origin, Socket, unix_address, unix_path};
+
+/// How long to wait, at the start, for others that replace a socket file in the same directory.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The options of listening sockets. Connections inherit those of theirs, which saves a system call each.
 #[derive(Debug, Clone)]
@@ -42,13 +48,14 @@ impl Default for SocketOptions {
 /// A listening socket of either family in the poll.
 #[derive(Debug)]
 pub(super) struct Listener {
+    /// The file that goes when the listener does. It goes first: as long as the socket is there nobody takes the file
+    /// for one that was left behind, and no other file can have its inode.
+    _file: Option<SocketFile>,
     socket: Listening,
     options: SocketOptions,
     registry: Registry,
     /// Accepted, but the poll had no room for it; the peer is kept until it has.
     unregistered: Option<(Socket, Origin)>,
-    /// The file that goes when the listener does.
-    _file: Option<SocketFile>,
 }
 
 #[derive(Debug)]
@@ -77,26 +84,25 @@ impl Listener {
         Listener::inherited_tcp(socket.into(), options, registry, token)
     }
 
-    /// Listens on the socket file `path`, with `token` in the poll of `registry`. A file that a server has left behind
-    /// which is not there any more is replaced.
+    /// Listens on the socket file `path`, or on an abstract name, with `token` in the poll of `registry`. A file that a
+    /// server has left behind which is not there any more is replaced.
     ///
     /// # Errors
     ///
     /// What the kernel reports; `AddrInUse` if somebody listens on it, `AlreadyExists` if it is another kind of file.
     pub fn unix(path: &Path, options: &SocketOptions, registry: &Registry, token: Token) -> io::Result<Self> {
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        let address = SockAddr::unix(path)?;
+        let address = unix_address(path)?;
+        let is_file = address.as_pathname().is_some();
         match socket.bind(&address) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                remove_stale(path)?;
-                socket.bind(&address)?;
-            }
+            Err(error) if error.kind() == ErrorKind::AddrInUse && is_file => replace_stale(path, &socket, &address)?,
+            Err(error) if error.kind() == ErrorKind::AddrInUse => return Err(in_use()),
             bound => bound?,
         }
-        let file = SocketFile::of(path)?;
+        let file = if is_file { Some(SocketFile::of(path)?) } else { None };
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
         let listener = Listener::inherited_unix(socket.into(), options, registry, token)?;
-        Ok(Listener { _file: Some(file), ..listener })
+        Ok(Listener { _file: file, ..listener })
     }
 
     /// Takes over a socket that listens already.
@@ -149,9 +155,7 @@ impl Listener {
     pub fn endpoint(&self) -> io::Result<Endpoint> {
         Ok(match &self.socket {
             Listening::Tcp(socket) => Endpoint::Tcp(socket.local_addr()?),
-            Listening::Unix(socket) => {
-                Endpoint::Unix(socket.local_addr()?.as_pathname().map_or_else(PathBuf::new, Path::to_owned))
-            }
+            Listening::Unix(socket) => Endpoint::Unix(unix_path(&socket.local_addr()?)),
         })
     }
 
@@ -214,15 +218,78 @@ pub(super) fn prepare(socket: &socket2::Socket, address: SocketAddr, options: &S
     Ok(())
 }
 
-/// Removes the socket file of a server that is not there any more.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    if !fs::metadata(path)?.file_type().is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "the file exists, and is no socket"));
+/// Binds `socket` in place of a socket file that was left behind.
+///
+/// Of several servers that find the same file, one replaces it: they take turns by a lock on its directory (flock(2)),
+/// and a socket that is bound is in use, whether it listens yet or not.
+fn replace_stale(path: &Path, socket: &socket2::Socket, address: &SockAddr) -> io::Result<()> {
+    let kind = fs::symlink_metadata(path)?.file_type();
+    if !kind.is_socket() {
+        let kind = if kind.is_symlink() { "a symbolic link" } else { "no socket" };
+        return Err(io::Error::new(ErrorKind::AlreadyExists, format!("there is a file already, and it is {kind}")));
     }
-    match Socket::connect_unix(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        // It was accepted, or waits for that, or may not connect: somebody is there, or may be.
-        Ok(_) | Err(_) => Err(io::Error::new(ErrorKind::AddrInUse, "somebody listens on it")),
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _lock = lock(directory)?;
+    match liveness(path) {
+        Liveness::Dead => fs::remove_file(path)?,
+        Liveness::Gone => {}
+        Liveness::Alive => return Err(in_use()),
+        Liveness::Unknown(error) if error.kind() == ErrorKind::PermissionDenied => {
+            let cause = "permission denied: the socket file is another user's, who may be listening on it";
+            return Err(io::Error::new(ErrorKind::PermissionDenied, cause));
+        }
+        Liveness::Unknown(error) => return Err(error),
+    }
+    match socket.bind(address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Err(in_use()),
+        bound => bound,
+    }
+}
+
+fn in_use() -> io::Error {
+    io::Error::new(ErrorKind::AddrInUse, "somebody listens on it")
+}
+
+/// Whether a socket file has its socket.
+#[derive(Debug)]
+enum Liveness {
+    Alive,
+    Dead,
+    /// There is no file any more.
+    Gone,
+    Unknown(io::Error),
+}
+
+/// Asks without making a connection, which a server with a limit would count, and one with a full backlog refuse: a
+/// datagram socket is of the wrong kind for any that is there (EPROTOTYPE, before anything else is looked at), and
+/// is refused where there is none (connect(2); so do unix_find_bsd of Linux, and unp_connectat of the BSDs and macOS).
+fn liveness(path: &Path) -> Liveness {
+    let probe = socket2::Socket::new(Domain::UNIX, Type::DGRAM, None);
+    match probe.and_then(|probe| probe.connect(&SockAddr::unix(path)?)) {
+        Err(error) if error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) => Liveness::Alive,
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Liveness::Dead,
+        Err(error) if error.kind() == ErrorKind::NotFound => Liveness::Gone,
+        Err(error) => Liveness::Unknown(error),
+        // Somebody's datagram socket.
+        Ok(()) => Liveness::Alive,
+    }
+}
+
+/// Locks a directory until the result is dropped, where it can be opened at all: one that cannot be listed cannot.
+fn lock(directory: &Path) -> io::Result<Option<fs::File>> {
+    let Ok(opened) = fs::File::open(directory) else { return Ok(None) };
+    let began = Instant::now();
+    loop {
+        match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(opened)),
+            Err(Errno::WOULDBLOCK) if began.elapsed() < LOCK_TIMEOUT => std::thread::sleep(Duration::from_millis(10)),
+            Err(Errno::WOULDBLOCK) => {
+                let cause = format!("another process keeps a lock on its directory, {}", directory.display());
+                return Err(io::Error::new(ErrorKind::WouldBlock, cause));
+            }
+            // Not every file system has locks.
+            Err(_) => return Ok(None),
+        }
     }
 }
 
@@ -356,6 +423,77 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert_eq!(listen().unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        // Nor is a link replaced, wherever it leads.
+        let link = directory.path().join("link");
+        for target in ["socket", "nowhere"] {
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            let error = Listener::unix(&link, &SocketOptions::default(), poll.registry(), Token(0)).unwrap_err();
+            assert!(error.to_string().contains("symbolic link"), "{error}");
+            assert_eq!(fs::read_link(&link).unwrap(), Path::new(target));
+            fs::remove_file(&link).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_bound_socket_is_in_use_before_it_listens() {
+        let poll = mio::Poll::new().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let other = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        other.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        let listen = || Listener::unix(&path, &SocketOptions::default(), poll.registry(), Token(0));
+        assert_eq!(listen().unwrap_err().kind(), ErrorKind::AddrInUse);
+        // And with a backlog that is full, and no probe is found in it.
+        other.listen(0).unwrap();
+        let waiting = Socket::connect_unix(&path).unwrap();
+        while Socket::connect_unix(&path).is_ok() {}
+        assert_eq!(listen().unwrap_err().kind(), ErrorKind::AddrInUse);
+        drop(waiting);
+        drop(other);
+        listen().unwrap();
+    }
+
+    #[test]
+    fn of_many_that_find_a_stale_file_one_replaces_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        for _ in 0..20 {
+            drop(StdUnixListener::bind(&path).unwrap());
+            let together = std::sync::Barrier::new(4);
+            let polls: Vec<_> = (0..4).map(|_| mio::Poll::new().unwrap()).collect();
+            let listeners: Vec<_> = std::thread::scope(|scope| {
+                let start = |poll| {
+                    let (path, together) = (&path, &together);
+                    scope.spawn(move || {
+                        together.wait();
+                        let poll: &mio::Poll = poll;
+                        Listener::unix(path, &SocketOptions::default(), poll.registry(), Token(0))
+                    })
+                };
+                let threads: Vec<_> = polls.iter().map(start).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let errors = listeners.iter().filter_map(|it| it.as_ref().err());
+            assert!(errors.clone().all(|error| error.kind() == ErrorKind::AddrInUse), "{listeners:?}");
+            assert_eq!(errors.count(), 3);
+            Socket::connect_unix(&path).expect("the one that listens is the one that has the file");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_abstract_name_has_no_file_and_one_listener() {
+        let poll = mio::Poll::new().unwrap();
+        let path = PathBuf::from(format!("@echoloop-test-{}", std::process::id()));
+        let listen = || Listener::unix(&path, &SocketOptions::default(), poll.registry(), Token(0));
+        let mut listener = listen().unwrap();
+        assert_eq!(listener.endpoint().unwrap(), Endpoint::Unix(path.clone()));
+        assert!(!path.exists());
+        Socket::connect_unix(&path).unwrap();
+        assert_eq!(listener.accept(Token(1)).unwrap().1, Origin::Unix);
+        assert_eq!(listen().unwrap_err().kind(), ErrorKind::AddrInUse);
+        drop(listener);
+        listen().unwrap();
     }
 
     #[test]

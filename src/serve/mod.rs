@@ -39,6 +39,7 @@ use datagrams::{Datagrams, UdpPort};
 use listener::Listener;
 use mio::Token;
 use printer::Printer;
+use rustix::io::Errno;
 use stats::Stats;
 use supervisor::{Inherited, Supervisor};
 
@@ -328,10 +329,7 @@ impl<'a> Bound<'a> {
     /// Binds to all that an address stands for.
     fn listen(&mut self, address: &Address) -> anyhow::Result<()> {
         let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
-        for found in resolved {
-            self.bind(&found).with_context(|| format!("cannot listen on {}", describe(address, &found)))?;
-        }
-        Ok(())
+        bind_all(address, &resolved, |endpoint| self.bind(endpoint))
     }
 
     fn bind(&mut self, endpoint: &Endpoint) -> io::Result<()> {
@@ -364,6 +362,34 @@ impl<'a> Bound<'a> {
         self.ports.push((token, port));
         Ok(())
     }
+}
+
+/// Binds to all endpoints of an address. A name may well stand for addresses that this machine does not have, as
+/// `localhost` does for ::1 where IPv6 is off: those are left out, as long as there is another.
+fn bind_all(
+    asked: &Address,
+    resolved: &[Endpoint],
+    mut bind: impl FnMut(&Endpoint) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    let mut absent = None;
+    let mut bound = 0;
+    for endpoint in resolved {
+        match bind(endpoint).with_context(|| format!("cannot listen on {}", describe(asked, endpoint))) {
+            Ok(()) => bound += 1,
+            Err(error) if error.downcast_ref().is_some_and(is_absent) => {
+                let absent = absent.get_or_insert(error);
+                warn!("{absent:#}");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    absent.filter(|_| bound == 0).map_or(Ok(()), Err)
+}
+
+/// Whether an address cannot be bound to because this machine does not have it, or not its family (bind(2), ip(7)).
+fn is_absent(error: &io::Error) -> bool {
+    let absent = [Errno::ADDRNOTAVAIL, Errno::AFNOSUPPORT, Errno::PROTONOSUPPORT];
+    absent.map(|errno| Some(errno.raw_os_error())).contains(&error.raw_os_error())
 }
 
 /// An address as it was asked for, and as it was resolved if that says more.

@@ -14,6 +14,7 @@ use super::acceptor::Accept;
 use super::admin::{self, Admin, Snapshot, StatusSource};
 use super::tokens;
 use super::{AccessOptions, Config, Service, Summary};
+use crate::reactor::address::Endpoint;
 use crate::reactor::socket::Origin;
 use crate::reactor::{Activity, Readiness, Stream};
 
@@ -500,4 +501,25 @@ fn silent_http_clients_give_way_to_one_that_asks() {
     admin.turn(now, &Nothing);
     let answer = String::from_utf8(asking.0.borrow().outgoing.clone()).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+#[test]
+fn a_name_is_served_where_its_addresses_exist() {
+    let asked = "localhost:7777".parse().unwrap();
+    let both = ["[::1]:7777", "127.0.0.1:7777"].map(|text| Endpoint::Tcp(text.parse().unwrap()));
+    let without = |missing: usize, errno: Errno| {
+        let mut bound = Vec::new();
+        let outcome = super::bind_all(&asked, &both[..=missing.max(1)], |endpoint| {
+            if both[..missing].contains(endpoint) {
+                return Err(errno.into());
+            }
+            bound.push(endpoint.clone());
+            Ok(())
+        });
+        (outcome.map_err(|error| format!("{error:#}")), bound)
+    };
+    assert_eq!(without(1, Errno::ADDRNOTAVAIL), (Ok(()), vec![both[1].clone()]));
+    assert_eq!(without(1, Errno::AFNOSUPPORT), (Ok(()), vec![both[1].clone()]));
+    let (outcome, _) = without(1, Errno::ADDRINUSE);
+    assert!(outcome.unwrap_err().starts_with("cannot listen on localhost:7777 ([::1]:7777): "));
 }
