@@ -46,4 +46,5 @@ pub mod logging;
 pub mod reactor;
 pub mod serve;
 pub mod signals;
+pub mod stdio;
 pub mod values;

@@ -9,13 +9,14 @@ use echoloop::bench::{self, Run};
 use echoloop::cli::{Bench, Cli, Command, Report};
 use echoloop::reactor::address::Endpoint;
 use echoloop::serve::{Ending, Server};
-use echoloop::{cli, connect, logging};
+use echoloop::{cli, connect, logging, stdio};
 use log::{error, info, warn};
 
 /// The exit code for a run that is not as good as it was to be.
 const NOT_GOOD_ENOUGH: u8 = 3;
 
 fn main() -> ExitCode {
+    stdio::prepare();
     let cli = Cli::from_command_line();
     logging::init(cli.verbosity());
     let outcome = match cli.command {
