@@ -1,6 +1,7 @@
 //! The program: the command line is parsed, the log set up, the command run, and its outcome becomes an exit code.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::slice;
 
@@ -58,16 +59,14 @@ fn serve(config: &echoloop::serve::Config) -> anyhow::Result<ExitCode> {
 fn bench(flags: Bench) -> anyhow::Result<ExitCode> {
     let (outputs, fail_if) = (flags.outputs(), flags.fail_if().to_vec());
     let files = outputs.open()?;
-    let run = bench::run(&flags.into())?;
+    let mut run = bench::run(&flags.into())?;
+    run.judge(&fail_if)?;
     report::write(slice::from_ref(&run), files)?;
     print(&report::text(&run)?, outputs.takes_stdout());
     let mut code = if run.is_sound() { 0 } else { 1 };
-    for criterion in &fail_if {
-        let (holds, figure) = criterion.judge_run(&run)?;
-        if holds {
-            error!("--fail-if {criterion}: {figure}");
-            code = NOT_GOOD_ENOUGH;
-        }
+    for verdict in run.criteria.iter().filter(|verdict| verdict.holds) {
+        error!("--fail-if {}: {}", verdict.criterion, verdict.figure);
+        code = NOT_GOOD_ENOUGH;
     }
     if run.search.as_ref().is_some_and(|search| search.holds_at.is_none()) {
         code = NOT_GOOD_ENOUGH;
@@ -82,8 +81,12 @@ fn report(flags: &Report) -> anyhow::Result<ExitCode> {
     }
     let outputs = Outputs { json: flags.json.clone(), html: flags.html.clone(), ..Outputs::default() };
     let files = outputs.open()?;
-    let runs = flags.files.iter().map(|path| Run::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    let runs = if flags.merge { vec![Run::merge(&runs)?] } else { runs };
+    let read = |path: &PathBuf| Ok((path.display().to_string(), Run::read(path)?));
+    let runs = flags.files.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    let runs = match flags.merge {
+        true => vec![bench::merge(&runs, flags.name.as_deref())?],
+        false => runs.into_iter().map(|(_, run)| run).collect(),
+    };
     report::write(&runs, files)?;
     let text = if let [run] = &runs[..] { report::text(run)? } else { report::comparison(&runs) };
     print(&text, outputs.takes_stdout());

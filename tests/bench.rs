@@ -584,15 +584,29 @@ fn runs_are_compared_and_merged() {
     assert!(text.lines().next().unwrap().contains("one") && text.contains("p99.99") && text.contains(" ("), "{text}");
     assert!(fs::read_to_string(path("page.html")).unwrap().contains("2 runs"));
 
-    let output = echoloop(&["report", "--merge", &path("one"), &path("two"), "--json", &path("sum")], b"");
+    // They ran one after the other, which is no one test.
+    let merge = ["report", "--merge", &path("one"), &path("two"), "--json", &path("sum"), "--name", "both"];
+    let text = String::from_utf8(echoloop(&merge, b"").stderr).unwrap();
+    assert!(text.contains(&format!("{} began ", path("two"))) && text.lines().count() == 1, "{text}");
+    let [one, mut two] = ["one", "two"].map(|name| Run::read(path(name).as_ref()).unwrap());
+    (two.measured_from, two.measured_to) = (one.measured_from, one.measured_to);
+    fs::write(path("two"), serde_json::to_string(&two).unwrap()).unwrap();
+    let output = echoloop(&merge, b"");
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8(output.stdout).unwrap().contains("1,000 replies"));
     let [one, two, sum] = ["one", "two", "sum"].map(|name| Run::read(path(name).as_ref()).unwrap());
     let mut added = one.response.decode().unwrap();
     added += two.response.decode().unwrap();
     assert_eq!(sum.response.decode().unwrap(), added);
-    assert_eq!((sum.messages.replies, sum.merged), (1000, 2));
-    assert_eq!(sum.rate, one.rate + two.rate);
+    assert_eq!((sum.messages.replies, sum.merged, sum.name.as_str()), (1000, 2, "both"));
+    assert!((sum.rate * sum.seconds - 1000.0).abs() < 1e-6);
+    assert_eq!(sum.parts.iter().map(|part| part.id.clone()).collect::<Vec<_>>(), [one.id, two.id]);
+    std::os::unix::fs::symlink(path("one"), path("link")).unwrap();
+    for files in [["one", "one"], ["one", "link"], ["sum", "two"]] {
+        let output = echoloop(&["report", "--merge", &path(files[0]), &path(files[1])], b"");
+        assert_eq!(output.status.code(), Some(1), "{files:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("a run counts once"), "{files:?}");
+    }
 
     let json = fs::read(path("one")).unwrap();
     let output = echoloop(&["report", "-"], &json);

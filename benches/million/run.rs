@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
 use comfy_table::presets;
-use echoloop::bench::Run;
+use echoloop::bench::{Run, merge};
 use echoloop::limits;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -268,7 +268,8 @@ fn measure(plan: &Plan) -> anyhow::Result<Size> {
     for warning in runs.iter().flat_map(|run| &run.generator.warnings).take(3) {
         println!("warning: {warning}");
     }
-    let merged = Run::merge(&runs)?;
+    let named: Vec<_> = (1..).map(|number| format!("generator {number}")).zip(runs).collect();
+    let merged = merge(&named, None)?;
     println!(
         "{} messages, all verified, in {:.0} s: p50 {:.0} us, p99 {:.0} us",
         HumanCount(merged.response.count),

@@ -9,6 +9,7 @@ mod criterion;
 mod dial;
 mod latency;
 mod link;
+mod merge;
 mod pace;
 mod payload;
 mod record;
@@ -38,10 +39,11 @@ use watch::{Precision, Usage};
 pub use criterion::Criterion;
 pub use dial::Sources;
 pub use latency::Latency;
+pub use merge::merge;
 pub use payload::{Cause, Mismatch};
 pub use summary::{
-    Connections, Datagrams, ErrorCount, ErrorKind, Generator, Host, Interval, Messages, Run, Search, Settings, Step,
-    Watched,
+    Connections, Datagrams, ErrorCount, ErrorKind, Generator, Host, Interval, Messages, Part, Run, Search, Settings,
+    Step, Verdict, Watched,
 };
 
 /// Connections that are being opened at once.
@@ -131,6 +133,7 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
     let before = config.watch_pid.map(|pid| watch::usage(pid, Precision::Exact)).transpose()?;
     let mut driver = Driver::new(config)?;
     let started = SystemTime::now();
+    let began = driver.load_mut().clock.read();
     let opening = driver.open_all()?;
     let belated = driver.await_start()?;
     let connected = config.watch_pid.map(|pid| watch::usage(pid, Precision::Exact)).transpose()?;
@@ -148,6 +151,9 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
     let load = driver.load();
     let Outcome { window, errors, cpu, watched } = outcome;
     let seconds = window.seconds();
+    let time =
+        |at: Nanos| summary::timestamp(started + Duration::from_nanos(at.saturating_sub(began))).unwrap_or_default();
+    let (measured_from, measured_to) = (time(window.from()), time(window.from() + (seconds * 1e9) as Nanos));
     let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
     let watched = watched.zip(before).zip(connected).map(|(((began, ended), before), connected)| {
         let used = ended.cpu.saturating_sub(began.cpu);
@@ -169,10 +175,15 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
         schema,
         version,
         echoloop,
+        id: summary::identity(),
         name: config.name.clone().unwrap_or_else(|| config.address.to_string()),
-        started: humantime::format_rfc3339_seconds(started).to_string(),
+        started: summary::timestamp(started).unwrap_or_default(),
+        measured_from,
+        measured_to,
         merged: 1,
+        parts: Vec::new(),
         interrupted: driver.interrupted,
+        addresses: vec![driver.target.to_string()],
         config: config.settings(),
         host: Host::here(driver.open_files),
         connections: Connections {
@@ -201,6 +212,7 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
         generator: Generator { cpu_seconds: cpu.as_secs_f64(), late: window.late, warnings },
         watched,
         search,
+        criteria: Vec::new(),
     })
 }
 

@@ -3,16 +3,18 @@
 //! The types here are the schema: `echoloop report --schema` prints it from them. They hold plain numbers in the units
 //! that their names end in, and do not know how they were measured.
 
-use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::fs::File;
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::io::{self, BufReader, Read};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail, ensure};
-use hdrhistogram::Histogram;
+use anyhow::{Context, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Criterion;
 use super::latency::Latency;
 use super::payload::Mismatch;
 
@@ -20,25 +22,40 @@ use super::payload::Mismatch;
 const SCHEMA: &str = "echoloop-bench";
 
 /// What the `version` field says. It changes when a reader of older files would misunderstand newer ones.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A run of `echoloop bench`, or several that were merged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
     /// Always "echoloop-bench".
     pub schema: String,
-    /// The version of this schema: 1.
+    /// The version of this schema: 2.
     pub version: u32,
     /// The version of echoloop that made the run.
     pub echoloop: String,
+    /// What tells this run from all others: 32 hexadecimal digits. Of a run of version 1 they are made from its contents.
+    #[serde(default)]
+    pub id: String,
     /// What its user called the run.
     pub name: String,
-    /// When it began, UTC, RFC 3339.
+    /// When it began to connect, UTC, RFC 3339.
     pub started: String,
+    /// When the measured window began, UTC, RFC 3339. Of a run of version 1 it is estimated.
+    #[serde(default)]
+    pub measured_from: String,
+    /// When the measured window ended.
+    #[serde(default)]
+    pub measured_to: String,
     /// How many runs, each of a process of its own, are in it.
     pub merged: u64,
+    /// The runs that were merged; empty if it is one.
+    #[serde(default)]
+    pub parts: Vec<Part>,
     /// Whether it was ended before its time, by a signal.
     pub interrupted: bool,
+    /// The addresses, in numbers, that were measured: of a name that has several, those that the connections went to.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// What was asked for.
     pub config: Settings,
     /// The machine that made the load.
@@ -72,6 +89,43 @@ pub struct Run {
     pub watched: Option<Watched>,
     /// How the highest rate was found, if one was looked for.
     pub search: Option<Search>,
+    /// What must not be so (--fail-if), and whether it is.
+    #[serde(default)]
+    pub criteria: Vec<Verdict>,
+}
+
+/// One of the runs that were merged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Part {
+    /// Its `id`.
+    pub id: String,
+    /// What it is called, told apart from others of the same name.
+    pub name: String,
+    /// The machine that made it.
+    pub host: String,
+    /// The addresses that it measured.
+    pub addresses: Vec<String>,
+    /// When its measured window began, UTC, RFC 3339.
+    pub measured_from: String,
+    /// When its measured window ended.
+    pub measured_to: String,
+    /// Replies per second of its own window.
+    pub rate: f64,
+    /// Replies in its own window.
+    pub replies: u64,
+    /// What went wrong in it.
+    pub errors: u64,
+}
+
+/// A criterion, and what it was judged by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Verdict {
+    /// The criterion.
+    pub criterion: String,
+    /// Whether it holds.
+    pub holds: bool,
+    /// The figure as it was.
+    pub figure: String,
 }
 
 /// What was asked for. Times are in seconds.
@@ -114,6 +168,9 @@ pub struct Settings {
 /// The machine that made the load.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Host {
+    /// What it is called.
+    #[serde(default)]
+    pub name: String,
     /// The operating system and its version.
     pub system: String,
     /// The processor's architecture.
@@ -308,7 +365,7 @@ impl Run {
 
     /// Everything that went wrong.
     pub fn error_count(&self) -> u64 {
-        self.errors.iter().map(|error| error.count).sum()
+        sum(self.errors.iter())
     }
 
     /// The places where wrong bytes came back.
@@ -350,13 +407,51 @@ impl Run {
         }
         let marks: Marks = serde_json::from_str(text)?;
         ensure!(marks.schema == SCHEMA, "its schema is {:?}, and not {SCHEMA:?}", marks.schema);
-        ensure!(marks.version == VERSION, "its version is {}, and this program reads {VERSION}", marks.version);
+        ensure!(
+            (1..=VERSION).contains(&marks.version),
+            "its version is {}, and this program reads 1 to {VERSION}",
+            marks.version
+        );
         check_figures(&serde_json::from_str(text)?)?;
-        let run: Run = serde_json::from_str(text)?;
+        let mut run: Run = serde_json::from_str(text)?;
         for latency in run.latencies() {
             latency.decode()?;
         }
+        if marks.version == 1 {
+            run.upgrade()?;
+        }
         Ok(run)
+    }
+
+    /// Fills in what version 1 did not tell.
+    fn upgrade(&mut self) -> anyhow::Result<()> {
+        self.id = digest(serde_json::to_string(self)?.as_bytes());
+        self.version = VERSION;
+        self.addresses = vec![self.config.address.clone()];
+        // It told of whole seconds, and of nothing that was waited for (--start-at).
+        let before = self.connections.opening_seconds + self.config.warm_up;
+        let later = |seconds| {
+            let started = humantime::parse_rfc3339(&self.started).ok()?;
+            rough_timestamp(started.checked_add(Duration::try_from_secs_f64(seconds).ok()?)?)
+        };
+        let from = later(before).unwrap_or_else(|| self.started.clone());
+        let to = later(before + self.seconds).unwrap_or_else(|| from.clone());
+        (self.measured_from, self.measured_to) = (from, to);
+        Ok(())
+    }
+
+    /// Judges it by what must not be so.
+    ///
+    /// # Errors
+    ///
+    /// If its histogram is damaged.
+    pub fn judge(&mut self, criteria: &[Criterion]) -> anyhow::Result<()> {
+        let judge = |criterion: &Criterion| {
+            let (holds, figure) = criterion.judge_run(self)?;
+            Ok(Verdict { criterion: criterion.to_string(), holds, figure })
+        };
+        self.criteria = criteria.iter().map(judge).collect::<anyhow::Result<_>>()?;
+        Ok(())
     }
 
     fn latencies(&self) -> impl Iterator<Item = &Latency> {
@@ -364,188 +459,81 @@ impl Run {
         let timeline = self.timeline.iter().map(|interval| &interval.response);
         [&self.response, &self.connections.connect].into_iter().chain(&self.service).chain(timeline).chain(search)
     }
-
-    /// Adds up runs that several processes or machines made of the same test at the same time.
-    ///
-    /// # Errors
-    ///
-    /// If there are none, or they are not of the same test.
-    pub fn merge(runs: &[Run]) -> anyhow::Result<Run> {
-        let Some((first, others)) = runs.split_first() else { bail!("there are no runs to merge") };
-        let mut sum = Sum::new(first)?;
-        for run in others {
-            ensure_same_test(first, run)?;
-            sum.add(run)?;
-        }
-        Ok(sum.finish())
-    }
 }
 
 /// How often wrong bytes came back, among these errors.
 pub(super) fn wrong_bytes<'a>(errors: impl Iterator<Item = &'a ErrorCount>) -> u64 {
     let wrong = |error: &&ErrorCount| matches!(error.kind, ErrorKind::Mismatch | ErrorKind::Excess);
-    errors.filter(wrong).map(|error| error.count).sum()
+    sum(errors.filter(wrong))
 }
 
-/// Makes sure that two runs can be added up.
-fn ensure_same_test(first: &Run, other: &Run) -> anyhow::Result<()> {
-    let test = |run: &Run| {
-        let Settings { smallest, largest, depth, rate, reconnect, .. } = run.config;
-        [
-            ("smallest message", smallest.to_string()),
-            ("largest message", largest.to_string()),
-            ("depth", depth.to_string()),
-            ("kind", if run.datagrams.is_some() { "datagrams" } else { "streams" }.to_owned()),
-            ("loop", if rate.is_some() { "open" } else { "closed" }.to_owned()),
-            ("messages before a reconnect", reconnect.map_or("no limit".to_owned(), |n| n.to_string())),
-        ]
-    };
-    for ((what, here), (_, there)) in test(first).into_iter().zip(test(other)) {
-        ensure!(
-            here == there,
-            "{:?} and {:?} are not the same test: {what}: {here} and {there}",
-            first.name,
-            other.name
-        );
-    }
-    ensure!(
-        first.search.is_none() && other.search.is_none(),
-        "searches for a rate cannot be merged: each of them found a rate of its own"
-    );
-    Ok(())
+/// How many these errors are. Files can hold any numbers.
+fn sum<'a>(errors: impl Iterator<Item = &'a ErrorCount>) -> u64 {
+    errors.map(|error| error.count).fold(0, u64::saturating_add)
 }
 
-/// The largest figure that is believed: up to here JSON's numbers are exact in every language (RFC 8259, section 6),
-/// and sums of thousands of them do not overflow.
-const LARGEST_FIGURE: f64 = 9_007_199_254_740_992.0;
+/// Figures that may be less than nothing: memory that shrank.
+const SIGNED: [&str; 1] = ["resident_per_connection"];
 
-/// Refuses figures that no run has.
+/// The largest figure with a fraction that is believed. Sums of thousands of them are still far from infinity.
+const LARGEST_FIGURE: f64 = 1e20;
+
+/// Refuses figures that no run has. Whole numbers have bounds in their types.
 fn check_figures(json: &serde_json::Value) -> anyhow::Result<()> {
     match json {
         serde_json::Value::Object(fields) => {
-            // A seed is no figure, but any number.
-            for (name, value) in fields.iter().filter(|(name, _)| *name != "seed") {
-                check_figures(value).with_context(|| name.clone())?;
+            for (name, value) in fields {
+                let lowest = if SIGNED.contains(&name.as_str()) { -LARGEST_FIGURE } else { 0.0 };
+                check_figure(value, lowest).with_context(|| name.clone())?;
             }
         }
-        serde_json::Value::Array(values) => values.iter().try_for_each(check_figures)?,
-        serde_json::Value::Number(number) => {
-            let plausible = number.as_f64().is_some_and(|number| (0.0..=LARGEST_FIGURE).contains(&number));
-            ensure!(plausible, "{number} cannot be");
-        }
-        _ => {}
+        value => check_figure(value, 0.0)?,
     }
     Ok(())
 }
 
-/// Runs that are being added up.
-struct Sum {
-    run: Run,
-    response: Histogram<u64>,
-    service: Option<Histogram<u64>>,
-    connect: Histogram<u64>,
-    timeline: Vec<Histogram<u64>>,
-}
-
-impl Sum {
-    fn new(first: &Run) -> anyhow::Result<Self> {
-        Ok(Sum {
-            run: first.clone(),
-            response: first.response.decode()?,
-            service: first.service.as_ref().map(Latency::decode).transpose()?,
-            connect: first.connections.connect.decode()?,
-            timeline: first.timeline.iter().map(|interval| interval.response.decode()).collect::<Result<_, _>>()?,
-        })
-    }
-
-    fn add(&mut self, other: &Run) -> anyhow::Result<()> {
-        let run = &mut self.run;
-        run.merged += other.merged;
-        run.interrupted |= other.interrupted;
-        run.started = run.started.clone().min(other.started.clone());
-        run.seconds = run.seconds.max(other.seconds);
-        run.rate += other.rate;
-        run.bytes_per_second += other.bytes_per_second;
-
-        run.config.connections += other.config.connections;
-        run.config.idle += other.config.idle;
-        run.config.rate = run.config.rate.zip(other.config.rate).map(|(here, there)| here + there);
-        run.config.connect_rate =
-            run.config.connect_rate.zip(other.config.connect_rate).map(|(here, there)| here + there);
-        run.config.messages = run.config.messages.zip(other.config.messages).map(|(here, there)| here + there);
-        if run.config.address != other.config.address {
-            run.config.address = format!("{}, {}", run.config.address, other.config.address);
+fn check_figure(json: &serde_json::Value, lowest: f64) -> anyhow::Result<()> {
+    match json {
+        serde_json::Value::Object(_) => check_figures(json),
+        serde_json::Value::Array(values) => values.iter().try_for_each(check_figures),
+        serde_json::Value::Number(number) if !number.is_u64() => {
+            let plausible = number.as_f64().is_some_and(|number| (lowest..=LARGEST_FIGURE).contains(&number));
+            ensure!(plausible, "{number} cannot be");
+            Ok(())
         }
-        run.config.sources.extend_from_slice(&other.config.sources);
-
-        run.connections.asked += other.connections.asked;
-        run.connections.opened += other.connections.opened;
-        run.connections.idle_asked += other.connections.idle_asked;
-        run.connections.idle_opened += other.connections.idle_opened;
-        run.connections.reopened += other.connections.reopened;
-        run.connections.opening_seconds = run.connections.opening_seconds.max(other.connections.opening_seconds);
-
-        run.messages.replies += other.messages.replies;
-        run.messages.bytes += other.messages.bytes;
-        run.messages.sent += other.messages.sent;
-        run.messages.missed += other.messages.missed;
-        run.messages.unanswered += other.messages.unanswered;
-
-        if let (Some(sum), Some(datagrams)) = (&mut run.datagrams, &other.datagrams) {
-            sum.lost += datagrams.lost;
-            sum.reordered += datagrams.reordered;
-            sum.duplicates += datagrams.duplicates;
-        }
-
-        add(&mut self.response, &other.response)?;
-        add(&mut self.connect, &other.connections.connect)?;
-        if let (Some(sum), Some(service)) = (&mut self.service, &other.service) {
-            add(sum, service)?;
-        }
-        for (number, interval) in other.timeline.iter().enumerate() {
-            let Some(sum) = run.timeline.get_mut(number) else {
-                run.timeline.push(interval.clone());
-                self.timeline.push(interval.response.decode()?);
-                continue;
-            };
-            sum.seconds = sum.seconds.max(interval.seconds);
-            sum.replies += interval.replies;
-            sum.bytes += interval.bytes;
-            sum.connections += interval.connections;
-            sum.errors += interval.errors;
-            add(&mut self.timeline[number], &interval.response)?;
-        }
-
-        let mut errors: BTreeMap<ErrorKind, ErrorCount> =
-            run.errors.drain(..).map(|error| (error.kind, error)).collect();
-        for error in &other.errors {
-            let sum = errors.entry(error.kind).or_insert_with(|| ErrorCount { count: 0, ..error.clone() });
-            sum.count += error.count;
-        }
-        run.errors = errors.into_values().collect();
-        run.mismatches.extend_from_slice(&other.mismatches);
-
-        run.generator.cpu_seconds += other.generator.cpu_seconds;
-        run.generator.late += other.generator.late;
-        run.generator.warnings.extend(other.generator.warnings.iter().map(|text| format!("{}: {text}", other.name)));
-        // Two runs that watched one process would count its time twice.
-        run.watched = None;
-        Ok(())
-    }
-
-    fn finish(mut self) -> Run {
-        self.run.response = Latency::from(&self.response);
-        self.run.service = self.service.as_ref().map(Latency::from);
-        self.run.connections.connect = Latency::from(&self.connect);
-        for (interval, histogram) in self.run.timeline.iter_mut().zip(&self.timeline) {
-            interval.response = Latency::from(histogram);
-        }
-        self.run
+        _ => Ok(()),
     }
 }
 
-fn add(sum: &mut Histogram<u64>, latency: &Latency) -> anyhow::Result<()> {
-    sum.add(latency.decode()?).map_err(|error| anyhow::anyhow!("a histogram is out of range: {error}"))
+/// A time as runs tell it: UTC, RFC 3339, to the microsecond. Before 1970 and after 9999 there is none.
+pub(super) fn timestamp(time: SystemTime) -> Option<String> {
+    let mut text = String::new();
+    write!(text, "{}", humantime::format_rfc3339_micros(time)).ok()?;
+    Some(text)
+}
+
+/// A time that is only known to the second.
+fn rough_timestamp(time: SystemTime) -> Option<String> {
+    let mut text = String::new();
+    write!(text, "{}", humantime::format_rfc3339_seconds(time)).ok()?;
+    Some(text)
+}
+
+/// What tells one run from all others.
+pub(super) fn identity() -> String {
+    // The standard library's hashers start from the system's random numbers.
+    let random = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", random(), random())
+}
+
+/// The same for the same text.
+pub(super) fn digest(text: &[u8]) -> String {
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, text).hash(&mut hasher);
+        hasher.finish()
+    };
+    format!("{:016x}{:016x}", half(0), half(1))
 }
 
 impl Host {
@@ -553,6 +541,7 @@ impl Host {
     pub(super) fn here(open_files: Option<u64>) -> Self {
         let system = rustix::system::uname();
         Host {
+            name: system.nodename().to_string_lossy().into_owned(),
             system: format!("{} {}", system.sysname().to_string_lossy(), system.release().to_string_lossy()),
             architecture: std::env::consts::ARCH.to_owned(),
             processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
@@ -564,8 +553,9 @@ impl Host {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::bench::{Criterion, latency, report};
+    use crate::bench::{latency, merge, report};
     use proptest::prelude::*;
+    use serde_json::Value;
 
     pub fn latency_of(samples: &[u64]) -> Latency {
         let mut histogram = latency::histogram();
@@ -581,10 +571,15 @@ pub(super) mod tests {
             schema,
             version,
             echoloop,
+            id: digest(name.as_bytes()),
             name: name.to_owned(),
-            started: "2026-01-01T00:00:00Z".to_owned(),
+            started: "2026-01-01T00:00:00.900000Z".to_owned(),
+            measured_from: "2026-01-01T00:00:02.000000Z".to_owned(),
+            measured_to: format!("2026-01-01T00:00:{:02}.000000Z", 2 + count.min(57)),
             merged: 1,
+            parts: Vec::new(),
             interrupted: false,
+            addresses: vec!["127.0.0.1:7777".to_owned()],
             config: Settings {
                 address: "127.0.0.1:7777".to_owned(),
                 connections: 1,
@@ -636,6 +631,7 @@ pub(super) mod tests {
             generator: Generator { cpu_seconds: 0.5, late: 0, warnings: Vec::new() },
             watched: None,
             search: None,
+            criteria: Vec::new(),
         }
     }
 
@@ -646,11 +642,40 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn figures_of_all_sizes_read_back() {
+        let mut run = sample("one", &[1_000_000]);
+        (run.config.messages, run.config.seed) = (Some(u64::MAX), u64::MAX);
+        run.watched = Some(Watched {
+            pid: 1,
+            cpu_seconds: 0.0,
+            cpu_us_per_message: 0.1 + 0.2,
+            resident_before: 9 << 20,
+            resident_connected: 8 << 20,
+            resident_peak: 9 << 20,
+            resident_per_connection: -104_857.6,
+        });
+        assert_eq!(Run::parse(&serde_json::to_string(&run).unwrap()).unwrap(), run);
+    }
+
+    #[test]
+    fn files_of_version_1_are_read() {
+        let text = include_str!("../../tests/runs/version-1.json");
+        let run = Run::parse(text).unwrap();
+        assert_eq!((run.version, run.merged, run.parts.len(), run.criteria.len()), (2, 1, 0, 0));
+        assert_eq!((run.messages.replies, run.response.count, run.timeline.len()), (5000, 5000, 3));
+        assert_eq!(run.addresses, [run.config.address.as_str()]);
+        assert_eq!(run.measured_from, run.started, "0.2 s later, to the second");
+        assert_eq!(run.id, Run::parse(text).unwrap().id, "a file is the same run each time that it is read");
+        assert_eq!(Run::parse(&serde_json::to_string(&run).unwrap()).unwrap(), run);
+        assert!(report::text(&run).unwrap().contains("version 1"));
+    }
+
+    #[test]
     fn what_is_no_run_is_refused_with_the_reason() {
         let mut run = sample("one", &[1_000_000]);
         let error = |run: &Run| Run::parse(&serde_json::to_string(run).unwrap()).unwrap_err().to_string();
-        run.version = 2;
-        assert!(error(&run).contains("version is 2"));
+        run.version = 3;
+        assert!(error(&run).contains("version is 3"));
         run.schema = "something".into();
         assert!(error(&run).contains("\"something\""));
         let mut run = sample("one", &[1_000_000]);
@@ -661,27 +686,6 @@ pub(super) mod tests {
         assert_eq!(format!("{error:#}"), "config: warm_up: -1.0 cannot be");
         assert!(Run::parse("{}").unwrap_err().to_string().contains("schema"));
         assert!(Run::parse("").is_err());
-    }
-
-    #[test]
-    fn merging_adds_histograms_and_counts() {
-        let runs = [sample("one", &[1_000_000, 2_000_000]), sample("two", &[9_000_000; 3])];
-        let merged = Run::merge(&runs).unwrap();
-        assert_eq!(merged.response, latency_of(&[1_000_000, 2_000_000, 9_000_000, 9_000_000, 9_000_000]));
-        assert_eq!((merged.merged, merged.messages.replies, merged.rate), (2, 5, 2.0));
-        assert_eq!(merged.timeline.len(), 3);
-        assert_eq!(merged.timeline[0].response, latency_of(&[1_000_000, 9_000_000]));
-        assert_eq!(merged.timeline[2].response, latency_of(&[9_000_000]));
-        assert_eq!(merged.connections.connect.count, 2);
-    }
-
-    #[test]
-    fn different_tests_are_not_merged() {
-        let mut other = sample("other", &[1]);
-        other.config.depth = 2;
-        let error = Run::merge(&[sample("one", &[1]), other]).unwrap_err().to_string();
-        assert!(error.contains("depth: 1 and 2"), "{error}");
-        assert!(Run::merge(&[]).is_err());
     }
 
     /// All values that have none in them.
@@ -704,11 +708,75 @@ pub(super) mod tests {
                 report::comparison(&[run.clone(), run.clone()]);
                 let _ = report::html::page(std::slice::from_ref(&run));
                 let _ = "p99>1ms".parse::<Criterion>().unwrap().judge_run(&run);
-                let _ = Run::merge(&[run.clone(), run]);
+                let other = Run { id: "another".to_owned(), ..run.clone() };
+                let _ = merge(&[("one".to_owned(), run), ("other".to_owned(), other)], None);
             }
             Err(error) => prop_assert!(!error.to_string().is_empty()),
         }
         Ok(())
+    }
+
+    /// Any value that `schema` allows, as far as the types of a run do.
+    fn any_of(root: &Value, schema: &Value, name: &str, random: &mut fastrand::Rng) -> Value {
+        if let Some(path) = schema["$ref"].as_str() {
+            let definition = root.pointer(path.trim_start_matches('#')).unwrap();
+            return any_of(root, definition, name, random);
+        }
+        for alternatives in ["anyOf", "oneOf"] {
+            if let Some(all) = schema[alternatives].as_array() {
+                return any_of(root, &all[random.usize(..all.len())], name, random);
+            }
+        }
+        if !schema["const"].is_null() {
+            return schema["const"].clone();
+        }
+        if let Some(words) = schema["enum"].as_array() {
+            return words[random.usize(..words.len())].clone();
+        }
+        let kinds = schema["type"].as_array().cloned().unwrap_or_else(|| vec![schema["type"].clone()]);
+        match kinds[random.usize(..kinds.len())].as_str().unwrap() {
+            "object" => {
+                let fields = schema["properties"].as_object().unwrap();
+                fields.iter().map(|(name, field)| (name.clone(), any_of(root, field, name, random))).collect()
+            }
+            "array" => (0..random.usize(..4)).map(|_| any_of(root, &schema["items"], name, random)).collect(),
+            "integer" if schema["format"] == "int32" => random.i32(1..).into(),
+            "integer" if schema["format"] == "uint8" => random.u8(..).into(),
+            "integer" => [0, 1, random.u64(..), u64::MAX][random.usize(..4)].into(),
+            "number" => {
+                let sign = if SIGNED.contains(&name) && random.bool() { -1.0 } else { 1.0 };
+                let figures = [0.0, random.f64(), 1e-9, random.f64() * 1e5, 10f64.powf(random.f64() * 18.0)];
+                (sign * figures[random.usize(..5)]).into()
+            }
+            "boolean" => random.bool().into(),
+            "string" if name == "histogram" => {
+                let mut sample = || 10f64.powf(random.f64() * 12.0) as u64;
+                let samples: Vec<_> = (0..sample() % 50).map(|_| sample()).collect();
+                latency_of(&samples).histogram.into()
+            }
+            "string" if ["started", "measured_from", "measured_to"].contains(&name) => {
+                let seconds = Duration::from_micros(random.u64(..1 << 54));
+                timestamp(SystemTime::UNIX_EPOCH + seconds).unwrap().into()
+            }
+            "string" => (0..random.usize(..9)).map(|_| random.char(..)).collect::<String>().into(),
+            "null" => Value::Null,
+            other => panic!("{other}"),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_run_reads_back_as_it_was_written(seed in any::<u64>()) {
+            let schema = schemars::schema_for!(Run).to_value();
+            let mut json = any_of(&schema, &schema, "", &mut fastrand::Rng::with_seed(seed));
+            (json["schema"], json["version"]) = (SCHEMA.into(), VERSION.into());
+            let run: Run = serde_json::from_value(json).unwrap();
+            let text = serde_json::to_string(&run).unwrap();
+            prop_assert_eq!(Run::parse(&text).unwrap(), run);
+            check(&text)?;
+        }
     }
 
     proptest! {

@@ -540,9 +540,15 @@ pub struct Report {
     #[arg(value_name = "FILE", required_unless_present = "schema")]
     pub files: Vec<PathBuf>,
 
-    /// Add the runs up: counts are added, and so are histograms, which makes the percentiles right
+    /// Add up runs of one test that several processes or machines made at the same time. They are aligned by their times;
+    /// counts are added, and so are histograms, which makes the percentiles right. A run that is there twice, and runs
+    /// that never overlapped, are refused
     #[arg(long)]
     pub merge: bool,
+
+    /// What to call the merged run; by default its runs are named
+    #[arg(long, value_name = "TEXT", requires = "merge")]
+    pub name: Option<String>,
 
     /// Write the merged run to FILE
     #[arg(long, value_name = "FILE", requires = "merge")]

@@ -62,7 +62,7 @@ fn headline(out: &mut String, run: &Run) -> anyhow::Result<()> {
         let (opened, asked) = (HumanCount(connections.idle_opened), HumanCount(connections.idle_asked));
         parts.push(format!("{opened} of {asked} idle ones"));
     }
-    let all = (connections.opened + connections.idle_opened) as f64;
+    let all = connections.opened as f64 + connections.idle_opened as f64;
     parts.push(format!("{}/s", count(all / connections.opening_seconds.max(1e-6))));
     if connections.connect.count > 0 {
         parts.push(format!(
