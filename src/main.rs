@@ -62,7 +62,7 @@ fn bench(flags: Bench) -> anyhow::Result<ExitCode> {
     let mut run = bench::run(&flags.into())?;
     run.judge(&fail_if)?;
     report::write(slice::from_ref(&run), files)?;
-    print(&report::text(&run)?, outputs.takes_stdout());
+    print(&report::text(&run)?, outputs.takes_stdout())?;
     let mut code = if run.is_sound() { 0 } else { 1 };
     for verdict in run.criteria.iter().filter(|verdict| verdict.holds) {
         error!("--fail-if {}: {}", verdict.criterion, verdict.figure);
@@ -76,7 +76,7 @@ fn bench(flags: Bench) -> anyhow::Result<ExitCode> {
 
 fn report(flags: &Report) -> anyhow::Result<ExitCode> {
     if flags.schema {
-        print(&report::schema(), false);
+        print(&report::schema(), false)?;
         return Ok(ExitCode::SUCCESS);
     }
     let outputs = Outputs { json: flags.json.clone(), html: flags.html.clone(), ..Outputs::default() };
@@ -89,11 +89,12 @@ fn report(flags: &Report) -> anyhow::Result<ExitCode> {
     };
     report::write(&runs, files)?;
     let text = if let [run] = &runs[..] { report::text(run)? } else { report::comparison(&runs) };
-    print(&text, outputs.takes_stdout());
+    print(&text, outputs.takes_stdout())?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints a report, on standard error if something else is on standard output. Nobody reading it is no error.
-fn print(text: &str, stdout_is_taken: bool) {
-    let _ = if stdout_is_taken { write!(io::stderr(), "{text}") } else { write!(io::stdout(), "{text}") };
+/// Prints a report, on standard error if something else is on standard output. A reader that has seen enough is no
+/// error; a report that could not be written is.
+fn print(text: &str, stdout_is_taken: bool) -> io::Result<()> {
+    if stdout_is_taken { stdio::eprint(text) } else { stdio::print(text) }
 }

@@ -4,7 +4,7 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the options' documentation is their help, in plain text")]
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use crate::bench::report::Outputs;
 use crate::bench::{Criterion, Sources};
 use crate::reactor::address::{self, Address};
-use crate::{bench, connect, serve, values};
+use crate::{bench, connect, serve, stdio, values};
 
 /// An echo server on one event loop, for very many connections, a line client, and a load generator that tells the truth.
 ///
@@ -51,8 +51,8 @@ pub struct Cli {
 impl Cli {
     /// The command line of this process, and its environment. Mistakes in them, and requests for help, end the process.
     pub fn from_command_line() -> Self {
-        let matches = with_environment(Cli::command()).get_matches();
-        let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        let matches = with_environment(Cli::command()).try_get_matches().unwrap_or_else(|error| leave(&error));
+        let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| leave(&error));
         if let Command::Bench(flags) = &cli.command
             && let Err(text) = flags.check()
         {
@@ -65,6 +65,21 @@ impl Cli {
     pub fn verbosity(&self) -> i16 {
         if self.quiet { -1 } else { self.verbose.into() }
     }
+}
+
+/// Ends the process with what clap has to say: a mistake, on standard error, or what was asked for, as a result.
+fn leave(error: &clap::Error) -> ! {
+    if error.use_stderr() {
+        error.exit();
+    }
+    let text = error.render();
+    let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let text = if colours { text.ansi().to_string() } else { text.to_string() };
+    if let Err(error) = stdio::print(&text) {
+        eprintln!("echoloop: {error}");
+        std::process::exit(1);
+    }
+    std::process::exit(error.exit_code());
 }
 
 /// The command, and every option of it also from a variable of the environment: `ECHOLOOP_`, and the option's name.
@@ -125,7 +140,7 @@ pub struct Man {
 pub fn print_completions(shell: Shell) -> io::Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "echoloop", &mut text);
-    io::stdout().write_all(&text)
+    stdio::print(&text)
 }
 
 impl Man {
@@ -151,7 +166,7 @@ impl Man {
         };
         let mut text = Vec::new();
         clap_mangen::Man::new(command).render(&mut text)?;
-        Ok(io::stdout().write_all(&text)?)
+        Ok(stdio::print(&text)?)
     }
 }
 
