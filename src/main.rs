@@ -28,10 +28,13 @@ fn main() -> ExitCode {
         Command::Completions { shell } => cli::print_completions(shell).map(|()| ExitCode::SUCCESS).map_err(Into::into),
         Command::Man(flags) => flags.print().map(|()| ExitCode::SUCCESS),
     };
-    outcome.unwrap_or_else(|error| {
-        let _ = writeln!(io::stderr(), "echoloop: {error:#}");
-        ExitCode::FAILURE
-    })
+    outcome.unwrap_or_else(|error| fail(&error))
+}
+
+/// Tells why the program failed, in one line whatever is in it: names and files come from anywhere.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let _ = stdio::eprint(format!("echoloop: {}\n", report::printable(&format!("{error:#}"))));
+    ExitCode::FAILURE
 }
 
 fn serve(config: &echoloop::serve::Config) -> anyhow::Result<ExitCode> {
@@ -57,12 +60,11 @@ fn serve(config: &echoloop::serve::Config) -> anyhow::Result<ExitCode> {
 }
 
 fn bench(flags: Bench) -> anyhow::Result<ExitCode> {
-    let (outputs, fail_if) = (flags.outputs(), flags.fail_if().to_vec());
-    let files = outputs.open()?;
+    let fail_if = flags.fail_if().to_vec();
+    let files = flags.outputs().open()?;
     let mut run = bench::run(&flags.into())?;
     run.judge(&fail_if)?;
-    report::write(slice::from_ref(&run), files)?;
-    print(&report::text(&run)?, outputs.takes_stdout())?;
+    let failures = report::deliver(&report::text(&run)?, slice::from_ref(&run), files);
     let mut code = if run.is_sound() { 0 } else { 1 };
     for verdict in run.criteria.iter().filter(|verdict| verdict.holds) {
         error!("--fail-if {}: {}", verdict.criterion, verdict.figure);
@@ -71,30 +73,22 @@ fn bench(flags: Bench) -> anyhow::Result<ExitCode> {
     if run.search.as_ref().is_some_and(|search| search.holds_at.is_none()) {
         code = NOT_GOOD_ENOUGH;
     }
-    Ok(ExitCode::from(code))
+    Ok(failures.iter().fold(ExitCode::from(code), |_, error| fail(error)))
 }
 
 fn report(flags: &Report) -> anyhow::Result<ExitCode> {
     if flags.schema {
-        print(&report::schema(), false)?;
+        stdio::print(report::schema())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let outputs = Outputs { json: flags.json.clone(), html: flags.html.clone(), ..Outputs::default() };
-    let files = outputs.open()?;
+    let files = Outputs { json: flags.json.clone(), html: flags.html.clone(), ..Outputs::default() }.open()?;
     let read = |path: &PathBuf| Ok((path.display().to_string(), Run::read(path)?));
     let runs = flags.files.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
     let runs = match flags.merge {
         true => vec![bench::merge(&runs, flags.name.as_deref())?],
         false => runs.into_iter().map(|(_, run)| run).collect(),
     };
-    report::write(&runs, files)?;
-    let text = if let [run] = &runs[..] { report::text(run)? } else { report::comparison(&runs) };
-    print(&text, outputs.takes_stdout())?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Prints a report, on standard error if something else is on standard output. A reader that has seen enough is no
-/// error; a report that could not be written is.
-fn print(text: &str, stdout_is_taken: bool) -> io::Result<()> {
-    if stdout_is_taken { stdio::eprint(text) } else { stdio::print(text) }
+    let text = if let [run] = &runs[..] { report::text(run)? } else { report::comparison(&runs)? };
+    let failures = report::deliver(&text, &runs, files);
+    Ok(failures.iter().fold(ExitCode::SUCCESS, |_, error| fail(error)))
 }

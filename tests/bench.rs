@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -509,6 +511,132 @@ fn files_that_cannot_be_written_are_told_before_anything_is_opened() {
     let output = bench(server.addr(), "--json - --hdr -");
     assert_eq!(output.status.code(), Some(1));
     assert!(!server.stop().contains("accepted"));
+}
+
+/// Runs `report` on a file with a run of version 1, in a shell that has its path as $RUN.
+fn report_in_shell(command: &str, directory: &Path) -> Output {
+    let run = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runs/version-1.json");
+    let command = command.replace("REPORT", &format!("{ECHOLOOP} report {}", run.display()));
+    Command::new("sh").args(["-c", &command]).current_dir(directory).output().unwrap()
+}
+
+/// What is in a directory, sorted.
+fn listing(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn one_file_under_two_names_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    fs::write(path.join("old"), "the last run").unwrap();
+    fs::hard_link(path.join("old"), path.join("hard")).unwrap();
+    std::os::unix::fs::symlink("old", path.join("soft")).unwrap();
+    std::os::unix::fs::symlink("new", path.join("dangling")).unwrap();
+    for (json, html) in [
+        ("old", "old"),
+        ("old", "./old"),
+        ("old", "hard"),
+        ("soft", "old"),
+        ("new", "../$(basename $PWD)/new"),
+        ("dangling", "new"),
+        ("-", "-"),
+        ("-", "/dev/stdout"),
+    ] {
+        let output = report_in_shell(&format!("REPORT --merge --json {json} --html {html}"), path);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{json} {html}: {text}");
+        assert!(text.contains("to be written twice"), "{json} {html}: {text}");
+    }
+    assert_eq!(fs::read_to_string(path.join("old")).unwrap(), "the last run");
+    assert_eq!(listing(path), ["dangling", "hard", "old", "soft"]);
+    let output = report_in_shell("REPORT --merge --json /dev/null --html /dev/null", path);
+    assert_eq!(output.status.code(), Some(0), "whatever is written there, nothing is lost");
+}
+
+#[test]
+fn links_pipes_and_standard_output_stay_what_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    fs::write(path.join("old"), "the last run").unwrap();
+    fs::set_permissions(path.join("old"), fs::Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::symlink("old", path.join("soft")).unwrap();
+    std::os::unix::fs::symlink("new", path.join("dangling")).unwrap();
+    let is_run = |name: &str| Run::read(&path.join(name)).is_ok_and(|run| run.messages.replies == 5000);
+
+    assert_eq!(report_in_shell("REPORT --merge --json soft", path).status.code(), Some(0));
+    assert!(is_run("old") && path.join("soft").is_symlink());
+    assert_eq!(fs::metadata(path.join("old")).unwrap().permissions().mode() & 0o777, 0o640);
+    assert_eq!(report_in_shell("REPORT --merge --json dangling", path).status.code(), Some(0));
+    assert!(is_run("new") && path.join("dangling").is_symlink());
+
+    // The text goes where the run does not.
+    for name in ["/dev/stdout", "/dev/fd/1", "-", "same"] {
+        let output = report_in_shell(&format!("REPORT --merge --json {name} > same"), path);
+        assert_eq!(output.status.code(), Some(0), "{name}");
+        assert!(is_run("same"), "{name}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("5,000 replies"), "{name}");
+    }
+    let output = report_in_shell("REPORT --merge --json /dev/fd/3 3> three; REPORT > text", path);
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
+    assert!(is_run("three"));
+    let output = report_in_shell("mkfifo pipe; cat pipe > piped & REPORT --merge --json pipe; wait", path);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(is_run("piped"));
+    assert_eq!(listing(path), ["dangling", "new", "old", "pipe", "piped", "same", "soft", "text", "three"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")] // elsewhere there need not be a /dev/full
+fn what_can_be_written_is_when_something_cannot() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    for (command, complaint) in [
+        ("REPORT --merge --json /dev/full --html page.html", "cannot write /dev/full: No space"),
+        ("REPORT --merge --json run.json --html page.html > /dev/full", "cannot write to standard output: No space"),
+    ] {
+        let output = report_in_shell(command, path);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{command}: {text}");
+        assert!(text.contains(complaint), "{command}: {text}");
+        assert!(command.contains("> /dev/full") || output.stdout.starts_with(b"version 1: "), "the text comes first");
+        assert!(path.join("page.html").exists(), "{command}");
+    }
+    // A limit on files stands for a full disk: the old result stays, and nothing half is left.
+    fs::write(path.join("run.json"), "the last run").unwrap();
+    let output = report_in_shell("ulimit -f 1; REPORT --merge --json run.json --html page.html", path);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.starts_with(b"version 1: "));
+    assert_eq!(String::from_utf8(output.stderr).unwrap().matches("File too large").count(), 2, "both were tried");
+    assert_eq!(fs::read_to_string(path.join("run.json")).unwrap(), "the last run");
+    assert_eq!(listing(path), ["page.html", "run.json"]);
+    // Who has seen enough is no error.
+    let output = report_in_shell("{ REPORT; echo $? >&2; } | true", path);
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "0\n");
+}
+
+#[test]
+fn names_from_files_do_not_reach_the_terminal_raw() {
+    let directory = tempfile::tempdir().unwrap();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runs/version-1.json");
+    let text = fs::read_to_string(sample).unwrap();
+    let evil = "\\u001b]0;owned\\u0007\\r\\n\\u202e\\u009b2J";
+    let paths = [("\"version 1\"", "run.json"), ("\"echoloop-bench\"", "junk\u{1b}[2J.json"), ("\"64\"", "three.json")]
+        .map(|(what, file)| {
+            let path = directory.path().join(file);
+            fs::write(&path, text.replacen(what, &format!("\"{evil}\""), 1)).unwrap();
+            path.display().to_string()
+        });
+    for args in [vec![&paths[0]], vec![&paths[0], &paths[2]], vec![&paths[1]], vec![&paths[0], &paths[1]]] {
+        let args: Vec<_> = std::iter::once("report").chain(args.iter().map(|path| path.as_str())).collect();
+        let output = echoloop(&args, b"");
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(text.contains("u{1b}"), "{text}");
+        assert!(!text.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
+    }
 }
 
 #[test]

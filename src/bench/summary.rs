@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::fs::File;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
-use std::io::{self, BufReader, Read};
+use std::io::{BufReader, Read};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::Criterion;
 use super::latency::Latency;
 use super::payload::Mismatch;
+use crate::stdio;
 
 /// What the `schema` field says.
 const SCHEMA: &str = "echoloop-bench";
@@ -387,7 +388,7 @@ impl Run {
     pub fn read(path: &Path) -> anyhow::Result<Run> {
         let mut text = String::new();
         let read = match path.to_str() {
-            Some("-") => io::stdin().read_to_string(&mut text),
+            Some("-") => stdio::stdin().read_to_string(&mut text),
             _ => File::open(path).and_then(|file| BufReader::new(file).read_to_string(&mut text)),
         };
         read.with_context(|| format!("cannot read {}", path.display()))?;
@@ -705,7 +706,7 @@ pub(super) mod tests {
             Ok(run) => {
                 prop_assert_eq!(&Run::parse(&serde_json::to_string(&run).unwrap()).unwrap(), &run);
                 let _ = report::text(&run);
-                report::comparison(&[run.clone(), run.clone()]);
+                let _ = report::comparison(&[run.clone(), run.clone()]);
                 let _ = report::html::page(std::slice::from_ref(&run));
                 let _ = "p99>1ms".parse::<Criterion>().unwrap().judge_run(&run);
                 let other = Run { id: "another".to_owned(), ..run.clone() };

@@ -13,33 +13,37 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::IntervalLogWriterBuilder;
 
 pub use files::{Files, Outputs};
-pub use text::{comparison, step_line, text};
+pub use text::{comparison, printable, step_line, text};
 
 use super::Run;
+use crate::stdio;
+use files::Format;
 
 /// Nanoseconds in the milliseconds that HdrHistogram's tools expect.
 const NANOS_PER_MILLI: f64 = 1e6;
 
-/// Writes runs to the files that were opened for them. The page has all of them, the others the first.
+/// Prints `text`, on standard error if a file is standard output, and writes runs to the files that were opened for them.
+/// The page has all of them, the others the first.
+///
+/// Whatever fails, the rest is tried still: what one disk has no room for, a terminal has.
 ///
 /// # Errors
 ///
-/// If a file cannot be written.
-pub fn write(runs: &[Run], files: Files) -> anyhow::Result<()> {
-    let Some(run) = runs.first() else { return Ok(()) };
-    if let Some(file) = files.json {
-        file.write(&json(run)?)?;
+/// What could not be printed or written.
+pub fn deliver(text: &str, runs: &[Run], files: Files) -> Vec<anyhow::Error> {
+    let printed = if files.take_stdout() { stdio::eprint(text) } else { stdio::print(text) };
+    let mut failures: Vec<anyhow::Error> = printed.err().map(Into::into).into_iter().collect();
+    for (format, output) in files.0 {
+        let contents = match (format, runs) {
+            (_, []) => continue,
+            (Format::Json, [run, ..]) => json(run),
+            (Format::Html, runs) => html::page(runs).map(String::into_bytes),
+            (Format::Hdr, [run, ..]) => interval_log(run),
+            (Format::Hgrm, [run, ..]) => percentile_distribution(run).map(String::into_bytes),
+        };
+        failures.extend(contents.and_then(|contents| output.write(&contents)).err());
     }
-    if let Some(file) = files.html {
-        file.write(html::page(runs)?.as_bytes())?;
-    }
-    if let Some(file) = files.hdr {
-        file.write(&interval_log(run)?)?;
-    }
-    if let Some(file) = files.hgrm {
-        file.write(percentile_distribution(run)?.as_bytes())?;
-    }
-    Ok(())
+    failures
 }
 
 /// A run as JSON, as `Run::read` reads it.
@@ -59,8 +63,7 @@ pub fn schema() -> String {
 fn interval_log(run: &Run) -> anyhow::Result<Vec<u8>> {
     let mut log = Vec::new();
     let mut serializer = V2DeflateSerializer::new();
-    let started = humantime::parse_rfc3339(&run.started).context("the run's beginning is no time")?;
-    let began = started + Duration::from_secs_f64(run.connections.opening_seconds + run.config.warm_up);
+    let began = humantime::parse_rfc3339(&run.measured_from).context("the run's beginning is no time")?;
     let mut writer = IntervalLogWriterBuilder::new()
         .add_comment(&format!("echoloop bench: {}", run.name.replace(['\r', '\n'], " ")))
         .with_start_time(began)

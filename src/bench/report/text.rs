@@ -21,6 +21,7 @@ const ROWS: usize = 16;
 ///
 /// If its histogram is damaged.
 pub fn text(run: &Run) -> anyhow::Result<String> {
+    let run = &printable_run(run)?;
     let mut out = String::new();
     headline(&mut out, run)?;
     percentiles(&mut out, run)?;
@@ -201,8 +202,13 @@ pub(super) fn answer(search: &Search) -> String {
 }
 
 /// Runs side by side, with ratios to the first.
-pub fn comparison(runs: &[Run]) -> String {
-    align(&rows(runs))
+///
+/// # Errors
+///
+/// If a run cannot be shown.
+pub fn comparison(runs: &[Run]) -> anyhow::Result<String> {
+    let runs = runs.iter().map(printable_run).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(align(&rows(&runs)))
 }
 
 /// The cells of [`comparison`]: first the runs' names, then a figure a row.
@@ -262,6 +268,38 @@ fn align(rows: &[Vec<String>]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// A text that stays a text on a terminal: what would move its cursor, colour it or turn its reading direction is escaped.
+/// Files come from anywhere.
+pub fn printable(text: &str) -> String {
+    // The characters that override or isolate a direction (UAX 9), and the separators that some take for newlines.
+    let harmful = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        if harmful(c) {
+            out.extend(c.escape_default())
+        } else {
+            out.push(c)
+        }
+        out
+    })
+}
+
+/// A run in which every text is [`printable`].
+fn printable_run(run: &Run) -> anyhow::Result<Run> {
+    fn escape(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::String(text) => *text = printable(text),
+            serde_json::Value::Array(values) => values.iter_mut().for_each(escape),
+            serde_json::Value::Object(fields) => fields.values_mut().for_each(escape),
+            _ => {}
+        }
+    }
+    let mut json = serde_json::to_value(run)?;
+    escape(&mut json);
+    Ok(serde_json::from_value(json)?)
 }
 
 /// The sizes of a run's messages.
