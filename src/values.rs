@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 use ipnet::IpNet;
 
 use crate::reactor::address::{Address, AddressError};
+use crate::serve::canonical;
 
 /// The longest duration taken: longer ones are a slip of the pen, and overflow sums with the clock's time.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -101,9 +102,17 @@ pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A network, or a single address; of IPv4 addresses that are written as IPv6 ones, the IPv4 network.
 pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     let single = |_| text.parse::<IpAddr>().map(IpNet::from);
-    text.parse::<IpNet>().or_else(single).map_err(|_| "write it as in 10.0.0.0/8, 2001:db8::/32, 192.0.2.1".to_owned())
+    let network = text.parse::<IpNet>().or_else(single);
+    let network = network.map_err(|_| "write it as in 10.0.0.0/8, 2001:db8::/32, 192.0.2.1".to_owned())?;
+    match canonical(network) {
+        IpNet::V6(_) if network.addr().to_canonical().is_ipv4() => {
+            Err("IPv4 addresses in IPv6 form have a prefix of 96 at least, as in ::ffff:10.0.0.0/104".to_owned())
+        }
+        network => Ok(network),
+    }
 }
 
 pub(crate) fn http_address(text: &str) -> Result<Address, String> {
@@ -139,7 +148,13 @@ mod tests {
 
     #[test]
     fn networks_and_http_addresses_are_understood() {
-        for (text, network_of) in [("10.0.0.0/8", "10.0.0.0/8"), ("192.0.2.1", "192.0.2.1/32"), ("::1", "::1/128")] {
+        for (text, network_of) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("192.0.2.1", "192.0.2.1/32"),
+            ("::1", "::1/128"),
+            ("::ffff:192.0.2.1", "192.0.2.1/32"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ] {
             assert_eq!(network(text).unwrap().to_string(), network_of);
         }
         for (text, address) in [("9090", "127.0.0.1:9090"), ("[::]:80", "[::]:80"), ("unix:/x", "unix:/x")] {

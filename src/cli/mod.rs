@@ -271,30 +271,40 @@ pub struct Serve {
 
     /// Let in only who comes from one of these networks, such as 10.0.0.0/8, 2001:db8::/32 or a single address. May be
     /// given several times
-    #[arg(long, value_name = "CIDR", value_parser = values::network, help_heading = "Who may come in")]
+    #[arg(long, value_name = "CIDR", value_parser = values::network, help_heading = "Access control")]
     allow: Vec<IpNet>,
 
-    /// Turn away who comes from one of these networks, whatever --allow says. May be given several times
-    #[arg(long, value_name = "CIDR", value_parser = values::network, help_heading = "Who may come in")]
+    /// Reject who comes from one of these networks, whatever --allow says. May be given several times
+    #[arg(long, value_name = "CIDR", value_parser = values::network, help_heading = "Access control")]
     deny: Vec<IpNet>,
 
-    /// Turn away who has N connections already, by address
-    #[arg(long, value_name = "N", value_parser = values::at_least_one, help_heading = "Who may come in")]
+    /// Reject clients that already have N connections, by IPv4 address or IPv6 network: see --ipv6-prefix
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, help_heading = "Access control")]
     max_per_source: Option<usize>,
 
-    /// Turn away who comes when R connections have been accepted within a second
-    #[arg(long, value_name = "R", help_heading = "Who may come in")]
+    /// IPv6 addresses whose first BITS are the same count as one client, for --max-per-source and --datagram-rate: a host
+    /// has a whole /64 to choose from
+    #[arg(long, value_name = "BITS", default_value_t = 64, value_parser = clap::value_parser!(u8).range(0..=128),
+        help_heading = "Access control")]
+    ipv6_prefix: u8,
+
+    /// Accept at most R connections in any second, and reject further ones
+    #[arg(long, value_name = "R", help_heading = "Access control")]
     accept_rate: Option<NonZeroU32>,
 
-    /// Answer no more than R datagrams per second from one address
-    #[arg(long, value_name = "R", help_heading = "Who may come in")]
+    /// Answer at most R datagrams in any second to one client
+    #[arg(long, value_name = "R", help_heading = "Access control")]
     datagram_rate: Option<NonZeroU32>,
 
     /// Each connection begins with a PROXY header, version 1 or 2, in which a balancer tells the client's address, for
-    /// the log, --print and the limits. Without a proper one within 5s it is closed. Only the balancer should be able to
-    /// connect then
-    #[arg(long, help_heading = "Who may come in")]
+    /// the log, --print and the limits. Without a proper one within 5s it is closed
+    #[arg(long, help_heading = "Access control")]
     proxy_protocol: bool,
+
+    /// Believe the PROXY header of who connects from one of these networks, the balancers', and reject everybody else;
+    /// over a unix: socket its permissions decide. Implies --proxy-protocol. May be given several times
+    #[arg(long, value_name = "CIDR", value_parser = values::network, help_heading = "Access control")]
+    proxy_from: Vec<IpNet>,
 }
 
 impl From<Serve> for serve::Config {
@@ -308,7 +318,9 @@ impl From<Serve> for serve::Config {
                 max_per_source: flags.max_per_source,
                 accept_rate: flags.accept_rate,
                 datagram_rate: flags.datagram_rate,
-                proxy_protocol: flags.proxy_protocol,
+                ipv6_prefix: flags.ipv6_prefix,
+                proxy_protocol: flags.proxy_protocol || !flags.proxy_from.is_empty(),
+                proxy_from: flags.proxy_from,
             },
             terminator: flags.terminator.map(String::into_bytes),
             message_limit: if flags.once { Some(1) } else { flags.message_limit },
@@ -615,6 +627,9 @@ mod tests {
         for (flag, value) in [
             ("--allow", "10.0.0.0/33"),
             ("--deny", "everybody"),
+            ("--deny", "::ffff:10.0.0.0/64"),
+            ("--proxy-from", "10.0.0.0/8/8"),
+            ("--ipv6-prefix", "129"),
             ("--max-per-source", "0"),
             ("--accept-rate", "0"),
             ("--datagram-rate", "-1"),
@@ -642,11 +657,13 @@ mod tests {
         }
     }
 
-    const SERVE: [&str; 18] = [
+    const SERVE: [&str; 20] = [
         "--http",
         "--allow",
         "--deny",
         "--max-per-source",
+        "--ipv6-prefix",
+        "--proxy-from",
         "--accept-rate",
         "--datagram-rate",
         "--terminator",

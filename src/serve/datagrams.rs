@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use log::{debug, trace};
 use mio::net::UdpSocket;
 use mio::{Interest, Registry, Token};
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, Type};
 
-use super::access::DatagramGate;
+use super::access::{DatagramGate, Question, is_group};
 use super::listener::{SocketOptions, prepare};
 use crate::reactor::Readiness;
 
@@ -34,6 +35,8 @@ pub(super) struct Envelope {
     /// The address of ours that it was sent to, if the socket has several: the answer must come from there, or whoever
     /// asked will not take it for one.
     pub to: Option<IpAddr>,
+    /// It was sent to a broadcast or multicast address, as far as that is known.
+    pub to_many: bool,
 }
 
 /// A non-blocking datagram socket.
@@ -125,7 +128,8 @@ impl<D: Datagram> Datagrams<D> {
                 let (from, bytes) = (envelope.from, &self.buffer[..length]);
                 self.counters.received += 1;
                 self.counters.bytes_in += length as u64;
-                if let Err(refusal) = self.gate.admit(from, now) {
+                let question = Question { from, to_many: envelope.to_many, bytes };
+                if let Err(refusal) = self.gate.admit(&question, now) {
                     debug!("datagram from {from} not answered: {refusal}");
                     continue;
                 }
@@ -201,6 +205,10 @@ impl UdpPort {
     ///
     /// What the kernel reports, as when the address is in use or needs a privilege (bind(2)).
     pub fn bind(address: SocketAddr, options: &SocketOptions, registry: &Registry, token: Token) -> io::Result<Self> {
+        if is_for_many(address)? {
+            let cause = "broadcast and multicast are not answered: listen on an address of this machine, or on 0.0.0.0";
+            return Err(io::Error::new(ErrorKind::InvalidInput, cause));
+        }
         let socket = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         prepare(&socket, address, options)?;
         socket.bind(&address.into())?;
@@ -235,6 +243,22 @@ impl UdpPort {
     }
 }
 
+/// Whether datagrams to `address` go to many. Which addresses are for broadcast depends on the networks of this machine:
+/// none can be connected to without SO_BROADCAST (connect(2), on EACCES). Nothing is sent by that.
+fn is_for_many(address: SocketAddr) -> io::Result<bool> {
+    if address.ip().is_unspecified() {
+        return Ok(false);
+    }
+    if is_group(address.ip().to_canonical()) {
+        return Ok(true);
+    }
+    let probe = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    let discard = SocketAddr::new(address.ip(), 9);
+    Ok(
+        matches!(probe.connect(&discard.into()), Err(error) if error.raw_os_error() == Some(Errno::ACCESS.raw_os_error())),
+    )
+}
+
 impl Datagram for UdpPort {
     fn receive(&mut self, into: &mut [u8]) -> io::Result<(usize, Envelope)> {
         #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -242,7 +266,7 @@ impl Datagram for UdpPort {
             return self.socket.try_io(|| pktinfo::receive(&self.socket, into, control));
         }
         let (length, from) = self.socket.recv_from(into)?;
-        Ok((length, Envelope { from, to: None }))
+        Ok((length, Envelope { from, to: None, to_many: false }))
     }
 
     fn answer(&mut self, bytes: &[u8], envelope: &Envelope) -> io::Result<()> {
@@ -267,6 +291,7 @@ mod pktinfo {
         sockopt,
     };
 
+    use super::super::access::is_group;
     use super::Envelope;
 
     /// Asks for it, where there can be several. Returns room for the answer.
@@ -286,9 +311,16 @@ mod pktinfo {
     pub fn receive(socket: &impl AsRawFd, into: &mut [u8], control: &mut [u8]) -> io::Result<(usize, Envelope)> {
         let mut pieces = [IoSliceMut::new(into)];
         let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut pieces, Some(control), MsgFlags::empty())?;
+        // Of IPv4, where it was sent, and by which address of ours it was taken in: they differ if it was sent to many.
         let to = message.cmsgs()?.find_map(|control| match control {
-            ControlMessageOwned::Ipv4PacketInfo(info) => Some(IpAddr::from(info.ipi_spec_dst.s_addr.to_ne_bytes())),
-            ControlMessageOwned::Ipv6PacketInfo(info) => Some(IpAddr::from(info.ipi6_addr.s6_addr)),
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                let to_many = info.ipi_addr.s_addr != info.ipi_spec_dst.s_addr;
+                Some((IpAddr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()), to_many))
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                let to = IpAddr::from(info.ipi6_addr.s6_addr);
+                Some((to, is_group(to.to_canonical())))
+            }
             _ => None,
         });
         let from = message.address.and_then(|address| {
@@ -296,7 +328,8 @@ mod pktinfo {
             v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
         });
         let from = from.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "a datagram without an address"))?;
-        Ok((message.bytes, Envelope { from, to }))
+        let (to, to_many) = to.map_or((None, false), |(to, to_many)| (Some(to), to_many));
+        Ok((message.bytes, Envelope { from, to, to_many }))
     }
 
     pub fn send(socket: &impl AsRawFd, bytes: &[u8], destination: SocketAddr, source: IpAddr) -> io::Result<()> {
@@ -343,7 +376,7 @@ mod tests {
             let next = self.0.borrow_mut().arriving.pop_front();
             let (bytes, port) = next.unwrap_or(Err(ErrorKind::WouldBlock.into()))?;
             into[..bytes.len()].copy_from_slice(&bytes);
-            Ok((bytes.len(), Envelope { from: SocketAddr::from(([127, 0, 0, 1], port)), to: None }))
+            Ok((bytes.len(), Envelope { from: SocketAddr::from(([127, 0, 0, 1], port)), to: None, to_many: false }))
         }
 
         fn answer(&mut self, bytes: &[u8], envelope: &Envelope) -> io::Result<()> {

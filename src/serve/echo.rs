@@ -229,11 +229,11 @@ impl<S: Stream> Protocol<S> for Echo {
 
 impl<S: Stream> Welcome<S> for Echo {
     fn welcome(&mut self, token: Token, origin: Origin, now: Instant) -> Result<Self::State, Refusal> {
-        self.gate.arrive(now)?;
         if self.proxied {
+            self.gate.enter_proxy(origin, now)?;
             self.headers_due.push_back((now, token));
         } else {
-            self.gate.admit(origin)?;
+            self.gate.enter(origin, now)?;
         }
         Ok(self.state(origin, now))
     }

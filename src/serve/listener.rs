@@ -223,13 +223,16 @@ pub(super) fn prepare(socket: &socket2::Socket, address: SocketAddr, options: &S
 /// Of several servers that find the same file, one replaces it: they take turns by a lock on its directory (flock(2)),
 /// and a socket that is bound is in use, whether it listens yet or not.
 fn replace_stale(path: &Path, socket: &socket2::Socket, address: &SockAddr) -> io::Result<()> {
-    let kind = fs::symlink_metadata(path)?.file_type();
-    if !kind.is_socket() {
-        let kind = if kind.is_symlink() { "a symbolic link" } else { "no socket" };
-        return Err(io::Error::new(ErrorKind::AlreadyExists, format!("there is a file already, and it is {kind}")));
-    }
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let _lock = lock(directory)?;
+    match fs::symlink_metadata(path).map(|metadata| metadata.file_type()) {
+        Ok(kind) if !kind.is_socket() => {
+            let kind = if kind.is_symlink() { "a symbolic link" } else { "no socket" };
+            return Err(io::Error::new(ErrorKind::AlreadyExists, format!("there is a file already, and it is {kind}")));
+        }
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     match liveness(path) {
         Liveness::Dead => fs::remove_file(path)?,
         Liveness::Gone => {}

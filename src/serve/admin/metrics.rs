@@ -78,8 +78,7 @@ impl Collector for Snapshot {
             ("refused", counters.refused),
         ];
         write.by_reason("echoloop_closed", "Connections closed", closed)?;
-        let refused = Refusal::ALL.into_iter().filter(|&it| it != Refusal::Loop);
-        let refused = refused.map(|it| (it.name(), summary.refusals.of(it)));
+        let refused = Refusal::OF_CONNECTIONS.map(|it| (it.name(), summary.refusals.of(it)));
         write.by_reason("echoloop_refused", "Connections not let in", refused)?;
         write.counter(
             "echoloop_accept_pauses",
@@ -116,8 +115,7 @@ impl Collector for Snapshot {
             write.counter("echoloop_datagrams_sent", "Datagrams sent back", None, datagrams.sent)?;
             write.counter("echoloop_datagram_received", "Received in datagrams", bytes, datagrams.bytes_in)?;
             write.counter("echoloop_datagram_sent", "Sent in datagrams", bytes, datagrams.bytes_out)?;
-            let refused = [Refusal::NotAllowed, Refusal::Denied, Refusal::Rate, Refusal::Loop];
-            let unanswered = refused.map(|it| (it.name(), refusals.of(it)));
+            let unanswered = Refusal::OF_DATAGRAMS.map(|it| (it.name(), refusals.of(it)));
             let lost = [("queue_full", datagrams.dropped), ("failed", datagrams.failed)];
             let unanswered = unanswered.into_iter().chain(lost);
             write.by_reason("echoloop_datagrams_unanswered", "Datagrams not sent back", unanswered)?;
