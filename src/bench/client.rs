@@ -187,6 +187,8 @@ pub(super) struct Load {
     pub in_flight: u64,
     /// Places whose connection is gone, for their owner to open again; with whether something went wrong.
     pub gone: Vec<(u32, bool)>,
+    /// The addresses that places dial, in turn, for errors to name; empty if their reader knows.
+    pub addresses: Vec<String>,
     pub record: Record,
 }
 
@@ -208,6 +210,7 @@ impl Load {
             alive: 0,
             in_flight: 0,
             gone: Vec::new(),
+            addresses: Vec::new(),
             record: Record::new(),
         }
     }
@@ -418,7 +421,11 @@ impl Load {
 
     /// Notes that something went wrong with a place's connection, which is over with that.
     fn fail(&mut self, index: usize, kind: ErrorKind, text: String) {
-        self.record.error(kind, || text);
+        let addresses = &self.addresses;
+        self.record.error(kind, || match addresses.get(index % addresses.len().max(1)) {
+            Some(address) => format!("{address}: {text}"),
+            None => text,
+        });
         self.set_stage(index, Stage::Failed);
         let place = &mut self.places[index];
         self.in_flight -= (place.flights.len() - place.answered_early) as u64;

@@ -30,6 +30,7 @@ use crate::reactor::address::{Address, Endpoint};
 use crate::signals::{self, Request, StopSignals};
 use client::{LONGEST_DATAGRAM, Load, Nanos, Stage, Traffic};
 use criterion::Figures;
+use dial::Route;
 use latency::{micros, show_micros};
 use link::Link;
 use pace::{Bracket, Schedule};
@@ -37,7 +38,7 @@ use record::Window;
 use watch::{Precision, Usage};
 
 pub use criterion::Criterion;
-pub use dial::Sources;
+pub use dial::{Family, Sources};
 pub use latency::Latency;
 pub use merge::merge;
 pub use payload::{Cause, Mismatch};
@@ -111,6 +112,10 @@ pub struct Config {
     pub reconnect: Option<u64>,
     /// Local addresses to dial from.
     pub sources: Sources,
+    /// Which of a name's addresses to dial.
+    pub family: Family,
+    /// Dial all addresses of a name in turn, and not only the first that answers.
+    pub all_addresses: bool,
     /// When a reply or a connect is given up.
     pub timeout: Duration,
     /// What sizes and bytes are made from.
@@ -130,8 +135,13 @@ pub struct Config {
 ///
 /// If no connection can be had, or what is asked for is more than the limits of this machine allow.
 pub fn run(config: &Config) -> anyhow::Result<Run> {
+    run_over(config, dial::routes(&config.address, config.family, &config.sources)?)
+}
+
+/// The same, over routes that have been found.
+fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
     let before = config.watch_pid.map(|pid| watch::usage(pid, Precision::Exact)).transpose()?;
-    let mut driver = Driver::new(config)?;
+    let mut driver = Driver::new(config, routes)?;
     let started = SystemTime::now();
     let began = driver.load_mut().clock.read();
     let opening = driver.open_all()?;
@@ -183,7 +193,7 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
         merged: 1,
         parts: Vec::new(),
         interrupted: driver.interrupted,
-        addresses: vec![driver.target.to_string()],
+        addresses: driver.routes.iter().map(|route| route.target.to_string()).collect(),
         config: config.settings(),
         host: Host::here(driver.open_files),
         connections: Connections {
@@ -201,7 +211,7 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
         messages: window.messages,
         response: Latency::from(&window.response),
         service: window.service.as_ref().map(Latency::from),
-        datagrams: matches!(driver.target, Endpoint::Udp(_)).then_some(Datagrams {
+        datagrams: matches!(driver.routes[0].target, Endpoint::Udp(_)).then_some(Datagrams {
             lost: window.messages.unanswered,
             reordered: window.reordered,
             duplicates: window.duplicates,
@@ -303,8 +313,8 @@ struct Outcome {
 /// The loop around the load.
 struct Driver<'a> {
     config: &'a Config,
-    target: Endpoint,
-    sources: Sources,
+    /// Where connections go to, each place to one of these.
+    routes: Vec<Route>,
     open_files: Option<u64>,
     poller: Poller,
     signals: StopSignals,
@@ -327,24 +337,29 @@ struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    fn new(config: &'a Config) -> anyhow::Result<Self> {
+    fn new(config: &'a Config, routes: Vec<Route>) -> anyhow::Result<Self> {
         let open_files = limits::raise_open_files().context("cannot raise the limit on open files")?;
-        let target = choose(&config.address, config.timeout)?;
-        let sources = config.sources.toward(&target)?;
-        check_target(config, &target)?;
+        check_target(config, &routes[0].target)?;
+        let routes = match routes[0].target {
+            Endpoint::Udp(_) if routes.len() > 1 && !config.all_addresses => {
+                let cannot = || format!("cannot send to {}", config.address);
+                vec![dial::answering(routes, config.timeout).with_context(cannot)?]
+            }
+            _ => routes,
+        };
         let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;
         let signals = StopSignals::new(poller.registry())?;
         let all = config.connections + config.idle;
         dial::check_descriptors(all, limits::room(open_files), open_files)?;
-        if !matches!(target, Endpoint::Unix(_)) {
-            dial::check_ports(all, &sources)?;
+        let each = if config.all_addresses { all.div_ceil(routes.len()) } else { all };
+        for route in routes.iter().filter(|route| !matches!(route.target, Endpoint::Unix(_))) {
+            dial::check_ports(each, &route.sources)?;
         }
         let load = Load::new(config.seed, config.size, config.depth, config.reconnect, config.connections, config.idle);
         Ok(Driver {
             config,
-            link: Link::new(&target, load),
-            target,
-            sources,
+            link: Link::new(&routes[0].target, load),
+            routes,
             open_files,
             poller,
             signals,
@@ -376,19 +391,58 @@ impl<'a> Driver<'a> {
         let begin = self.load_mut().clock.read();
         let interval = self.config.connect_rate.map_or(0.0, |rate| 1e9 / rate);
         let places = self.load().places.len();
-        for index in 0..places {
-            self.to_open.push(Reverse((begin + (index as f64 * interval) as Nanos, index as u32)));
-        }
         self.progress.set_prefix("connecting");
         self.progress.set_length(places as u64);
+        let settled = if self.routes.len() > 1 && !self.config.all_addresses { self.settle()? } else { 0 };
+        for index in settled..places {
+            self.to_open.push(Reverse((begin + (index as f64 * interval) as Nanos, index as u32)));
+        }
+        self.name_addresses();
         self.await_connections()?;
         if self.link.is_empty() && !self.interrupted {
-            let first = self.load().record.errors.values().next();
-            let cause = first.map_or("no reason is known".to_owned(), |error| error.first.clone());
-            bail!("cannot connect to {}: {cause} (all {} attempts)", self.config.address, HumanCount(places as u64));
+            bail!(
+                "cannot connect to {}: {} (all {} attempts)",
+                self.config.address,
+                self.first_error(),
+                HumanCount(places as u64)
+            );
         }
         let end = self.load_mut().clock.read();
         Ok(Duration::from_nanos(end - begin))
+    }
+
+    /// Of several routes takes the first over which a connection can be opened. That connection is the first place's, so
+    /// finding out costs the server none. Returns how many places have theirs.
+    fn settle(&mut self) -> anyhow::Result<usize> {
+        let mut failures = Vec::new();
+        for route in std::mem::take(&mut self.routes) {
+            (self.routes, self.dialled) = (vec![route], 0);
+            let now = self.load_mut().clock.read();
+            self.to_open.push(Reverse((now, 0)));
+            self.await_connections()?;
+            // That a route leads nowhere ends the run no more than it is an error of it.
+            (self.deserted, self.alone_since) = (false, None);
+            if !self.link.is_empty() || self.interrupted {
+                return Ok(1);
+            }
+            let cause = self.first_error();
+            self.load_mut().record.errors.clear();
+            failures.push(format!("{}: {cause}", self.routes[0].target));
+        }
+        bail!("cannot connect to {}: {}", self.config.address, failures.join("; "))
+    }
+
+    /// Has errors name the address, where it is not the one that was asked for.
+    fn name_addresses(&mut self) {
+        let addresses: Vec<_> = self.routes.iter().map(|route| route.target.to_string()).collect();
+        if addresses != [self.config.address.to_string()] {
+            self.load_mut().addresses = addresses;
+        }
+    }
+
+    fn first_error(&self) -> String {
+        let first = self.load().record.errors.values().next();
+        first.map_or("no reason is known".to_owned(), |error| error.first.clone())
     }
 
     /// Waits until it is time to begin. If that has passed already, returns a warning.
@@ -561,8 +615,9 @@ impl<'a> Driver<'a> {
             && at <= now
         {
             self.to_open.pop();
-            let source = self.sources.nth(self.dialled);
-            match self.link.open(index, &self.target, source, self.poller.registry()) {
+            let route = &self.routes[index as usize % self.routes.len()];
+            let number = self.dialled / self.routes.len();
+            match self.link.open(index, &route.target, route.sources.nth(number), self.poller.registry()) {
                 Ok(()) => self.full_since = None,
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     let since = *self.full_since.get_or_insert(now);
@@ -572,14 +627,21 @@ impl<'a> Driver<'a> {
                     }
                     self.cannot_open(index, ErrorKind::ConnectTimeout, "the listener's backlog stays full");
                 }
-                Err(error) => self.cannot_open(index, client::connect_kind(&error), &error.to_string()),
+                Err(error) => {
+                    let cause = dial::explain(&error, route, number);
+                    self.cannot_open(index, client::connect_kind(&error), &cause);
+                }
             }
             self.dialled += 1;
         }
     }
 
     fn cannot_open(&mut self, index: u32, kind: ErrorKind, cause: &str) {
-        self.load_mut().record.error(kind, || cause.to_owned());
+        let address = self.load().addresses.get(index as usize % self.routes.len()).cloned();
+        self.load_mut().record.error(kind, || match address {
+            Some(address) => format!("{address}: {cause}"),
+            None => cause.to_owned(),
+        });
         self.load_mut().gone.push((index, true));
     }
 
@@ -717,18 +779,6 @@ fn judge(criterion: &Criterion, rate: f64, outcome: &Outcome) -> anyhow::Result<
         None => (holds, because),
     };
     Ok(Step { rate, reached, holds, because, late: window.late, response })
-}
-
-/// The endpoint to load. Of a name that has several, the first that accepts a connection, which is closed again.
-fn choose(address: &Address, timeout: Duration) -> anyhow::Result<Endpoint> {
-    let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
-    let accepts = |target: &&Endpoint| match target {
-        Endpoint::Tcp(target) => std::net::TcpStream::connect_timeout(target, timeout)
-            .is_ok_and(|stream| stream.local_addr().is_ok_and(|local| local != *target)),
-        _ => true,
-    };
-    let several = resolved.len() > 1;
-    Ok(resolved.iter().find(|target| !several || accepts(target)).unwrap_or(&resolved[0]).clone())
 }
 
 /// Makes sure that what is asked for can be had of this kind of target.

@@ -454,6 +454,19 @@ pub struct Bench {
     #[arg(long, value_name = "IP[,IP...]")]
     source: Option<Sources>,
 
+    /// Of a name's addresses take IPv4 ones only
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    ipv4: bool,
+
+    /// Of a name's addresses take IPv6 ones only
+    #[arg(short = '6', long)]
+    ipv6: bool,
+
+    /// Share the connections out among all addresses of a name. By default all go to the first that accepts one; which it
+    /// was, the report says
+    #[arg(long)]
+    all_addresses: bool,
+
     /// A reply, or a connect, that takes longer is an error
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::positive_duration)]
     timeout: Duration,
@@ -547,6 +560,12 @@ impl From<Bench> for bench::Config {
             find_rate: flags.find_rate,
             reconnect: flags.reconnect,
             sources: flags.source.unwrap_or_default(),
+            family: match (flags.ipv4, flags.ipv6) {
+                (true, _) => bench::Family::V4,
+                (_, true) => bench::Family::V6,
+                _ => bench::Family::Any,
+            },
+            all_addresses: flags.all_addresses,
             timeout: flags.timeout,
             seed: flags.seed,
             busy_poll: flags.busy_poll,
