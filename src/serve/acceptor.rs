@@ -52,6 +52,12 @@ pub(super) trait Welcome<S: Stream>: Protocol<S> {
     /// What is to be remembered about somebody who has come at `now`, or why it is turned away. It is closed at once
     /// then, and its token is another's.
     fn welcome(&mut self, token: Token, origin: Origin, now: Instant) -> Result<Self::State, Refusal>;
+
+    /// Of those who were welcome, how many have not been let in yet, because they have to say more about themselves, and
+    /// how many never were.
+    fn undecided_and_rejected(&self) -> (u64, u64) {
+        (0, 0)
+    }
 }
 
 struct Door<A> {
@@ -74,7 +80,8 @@ enum Pause {
 pub(super) struct Acceptor<A> {
     doors: Vec<Door<A>>,
     max_connections: usize,
-    left: Option<u64>,
+    accept_limit: Option<u64>,
+    accepted: u64,
     pause: Option<Pause>,
     backoff: Duration,
     /// Accepting has paused and no backlog was found empty since.
@@ -93,7 +100,8 @@ impl<A: Accept> Acceptor<A> {
         Acceptor {
             doors: listeners.into_iter().map(|(token, listener)| Door { token, listener, owed: false }).collect(),
             max_connections,
-            left: accept_limit,
+            accept_limit,
+            accepted: 0,
             pause: None,
             backoff: PAUSE.0,
             episode: false,
@@ -119,7 +127,7 @@ impl<A: Accept> Acceptor<A> {
 
     /// Accepts whom it owes an accept, within the budget.
     pub fn accept<P: Welcome<A::Stream>>(&mut self, now: Instant, reactor: &mut Reactor<A::Stream, P>) {
-        if self.doors.is_empty() || self.is_paused(now, reactor.len()) {
+        if self.doors.is_empty() || self.ends(reactor.protocol()) || self.is_paused(now, reactor.len()) {
             return;
         }
         self.first = (self.first + 1) % self.doors.len();
@@ -139,14 +147,17 @@ impl<A: Accept> Acceptor<A> {
         reactor: &mut Reactor<A::Stream, P>,
     ) -> bool {
         for _ in 0..ACCEPT_BUDGET {
-            let door = &mut self.doors[number];
-            if !door.owed {
+            if !self.doors[number].owed {
                 break;
+            }
+            if self.limit_reached(reactor.protocol()) {
+                return false;
             }
             if reactor.len() >= self.max_connections {
                 self.pause(Pause::Full, now, &format!("{} connections are open", reactor.len()));
                 return false;
             }
+            let door = &mut self.doors[number];
             let mut refused = false;
             let accepted = reactor.open(|token, protocol| {
                 let (stream, origin) = door.listener.accept(token)?;
@@ -166,10 +177,8 @@ impl<A: Accept> Acceptor<A> {
                 Err(_) if refused => {}
                 Ok(_) => {
                     self.backoff = PAUSE.0;
-                    self.left = self.left.map(|left| left - 1);
-                    if self.left == Some(0) {
-                        info!("the last connection has been accepted; listening ends");
-                        self.close();
+                    self.accepted += 1;
+                    if self.ends(reactor.protocol()) {
                         return false;
                     }
                 }
@@ -194,6 +203,23 @@ impl<A: Accept> Acceptor<A> {
             }
         }
         true
+    }
+
+    /// Whether there are as many connections as there may be in all, if those who are undecided are let in.
+    fn limit_reached<S: Stream>(&self, protocol: &impl Welcome<S>) -> bool {
+        let (_, rejected) = protocol.undecided_and_rejected();
+        self.accept_limit.is_some_and(|limit| self.accepted - rejected >= limit)
+    }
+
+    /// Ends listening if the last connection has been let in.
+    fn ends<S: Stream>(&mut self, protocol: &impl Welcome<S>) -> bool {
+        let (undecided, rejected) = protocol.undecided_and_rejected();
+        let ends = self.accept_limit.is_some_and(|limit| self.accepted - rejected - undecided >= limit);
+        if ends {
+            info!("the last connection has been accepted; listening ends");
+            self.close();
+        }
+        ends
     }
 
     /// Whether accepting still has to wait, and if not, ends the pause.
@@ -221,12 +247,13 @@ impl<A: Accept> Acceptor<A> {
         }
     }
 
-    /// How long the poll may sleep as far as accepting goes, with so many connections open; `None`: until something
-    /// becomes ready. A place may have become free at any point of the turn, after the acceptor had its own too.
-    pub fn sleep(&self, now: Instant, connections: usize) -> Option<Duration> {
-        if !self.doors.iter().any(|door| door.owed) {
+    /// How long the poll may sleep as far as accepting goes; `None`: until something becomes ready. A place may have
+    /// become free at any point of the turn, after the acceptor had its own too.
+    pub fn sleep<P: Welcome<A::Stream>>(&self, now: Instant, reactor: &Reactor<A::Stream, P>) -> Option<Duration> {
+        if !self.doors.iter().any(|door| door.owed) || self.limit_reached(reactor.protocol()) {
             return None;
         }
+        let connections = reactor.len();
         match self.pause {
             Some(Pause::Full) if connections >= self.max_connections => None,
             Some(Pause::Refused { until, connections: then }) if connections >= then => {

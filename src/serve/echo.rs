@@ -41,6 +41,9 @@ pub struct Echo {
     proxied: bool,
     /// Connections whose header may still be missing, and when they came: the first to come is the first in it.
     headers_due: VecDeque<(Instant, Token)>,
+    /// Connections whose header has not come, and those that are gone because it did not, or was refused.
+    undecided: u64,
+    rejected: u64,
 }
 
 /// What is done with messages.
@@ -73,6 +76,8 @@ impl Echo {
             gate: Gate::new(access),
             proxied: access.proxy_protocol,
             headers_due: VecDeque::new(),
+            undecided: 0,
+            rejected: 0,
         }
     }
 
@@ -147,6 +152,7 @@ impl Echo {
                 debug!("{} speaks for {origin}", session.messages.peer);
                 session.messages.peer = origin;
                 session.header = None;
+                self.undecided -= 1;
                 Ok(&bytes[length - before..])
             }
             Header::Malformed(cause) => {
@@ -218,10 +224,11 @@ impl<S: Stream> Protocol<S> for Echo {
     }
 
     fn closed(&mut self, _: Token, state: Self::State, _: &CloseReason) {
-        if let Some(session) = state
-            && session.header.is_none()
-            && self.gate.counts()
-        {
+        let Some(session) = state else { return };
+        if session.header.is_some() {
+            self.undecided -= 1;
+            self.rejected += 1;
+        } else if self.gate.counts() {
             self.gate.leave(session.messages.peer);
         }
     }
@@ -232,10 +239,15 @@ impl<S: Stream> Welcome<S> for Echo {
         if self.proxied {
             self.gate.enter_proxy(origin, now)?;
             self.headers_due.push_back((now, token));
+            self.undecided += 1;
         } else {
             self.gate.enter(origin, now)?;
         }
         Ok(self.state(origin, now))
+    }
+
+    fn undecided_and_rejected(&self) -> (u64, u64) {
+        (self.undecided, self.rejected)
     }
 }
 

@@ -447,7 +447,7 @@ impl<A: Accept> Service<A> {
         let until = |then: Instant| then.saturating_duration_since(now);
         let header = self.reactor.protocol().next_due().map(until);
         let sleeps =
-            [self.reactor.sleep(now), self.acceptor.sleep(now, self.reactor.len()), self.deadline.map(until), header];
+            [self.reactor.sleep(now), self.acceptor.sleep(now, &self.reactor), self.deadline.map(until), header];
         sleeps.into_iter().flatten().min()
     }
 

@@ -429,6 +429,31 @@ fn a_header_is_waited_for_five_seconds_and_no_longer() {
 }
 
 #[test]
+fn who_sends_no_header_uses_up_no_accept_limit() {
+    let access = AccessOptions {
+        proxy_protocol: true,
+        deny: vec!["203.0.113.0/24".parse().unwrap()],
+        ..AccessOptions::default()
+    };
+    let mut world = World::new(Config { access, accept_limit: Some(1), ..Config::default() }, 100);
+    world.door.queue(5);
+    world.knock();
+    assert_eq!((world.connections(), world.settle()), (1, Some(Duration::from_secs(5))), "the others wait for its header");
+    assert_eq!(world.send(0, b"GET / HTTP/1.1\r\n"), (vec![], true));
+    assert_eq!(world.door.waiting(), 3, "it was none: the next one is asked");
+    world.now += Duration::from_secs(5);
+    world.turn(&[]);
+    world.settle();
+    assert_eq!(world.door.waiting(), 2, "nor is one that says nothing");
+    world.hang_up(0);
+    assert_eq!(world.door.waiting(), 1, "nor one that goes");
+    assert_eq!(world.send(0, b"PROXY TCP4 203.0.113.9 192.0.2.1 1 7\r\n").0, b"", "nor one that is denied");
+    assert_eq!((world.door.waiting(), world.service.acceptor.is_closed()), (0, false));
+    assert_eq!(world.send(0, b"PROXY TCP4 198.51.100.7 192.0.2.1 1 7\r\nhello").0, b"hello");
+    assert!(world.service.acceptor.is_closed());
+}
+
+#[test]
 fn who_is_turned_away_at_the_door_is_no_connection() {
     let access = AccessOptions { accept_rate: NonZeroU32::new(3), ..AccessOptions::default() };
     let mut world = World::new(Config { access, accept_limit: Some(4), ..Config::default() }, 100);

@@ -135,7 +135,7 @@ impl<A: Accept> Admin<A> {
     /// How long the poll may sleep as far as this goes; `None`: until something becomes ready.
     pub fn sleep(&self, now: Instant) -> Option<Duration> {
         let sweep = (!self.reactor.is_empty()).then(|| self.next_sweep.saturating_duration_since(now));
-        [sweep, self.reactor.sleep(now), self.acceptor.sleep(now, self.reactor.len())].into_iter().flatten().min()
+        [sweep, self.reactor.sleep(now), self.acceptor.sleep(now, &self.reactor)].into_iter().flatten().min()
     }
 }
 
