@@ -34,13 +34,14 @@
 //! | who is bound to all addresses must answer from the one that was asked | `serve/datagrams.rs`: `pktinfo` |
 //! | two services that answer everything never stop | `serve/access.rs`: `DatagramGate` |
 //! | opening a Unix connection does not wait: where TCP would, it fails with WouldBlock | [`reactor::socket::Socket::connect_unix`] |
-//! | a socket file outlives its server | `serve/listener.rs`: `remove_stale`, `SocketFile` |
+//! | a socket file outlives its server | `serve/listener.rs`: `replace_stale`, `SocketFile` |
 //! | standard output cannot be made non-blocking for one program alone | `serve/printer.rs` |
 //! | registering costs a system call | [`reactor::Poller::interest`]: once, for life |
 
 pub mod bench;
 pub mod cli;
 pub mod connect;
+pub mod escape;
 pub mod limits;
 pub mod logging;
 pub mod reactor;

@@ -11,7 +11,7 @@
 //! whom it speaks, it is asked when its header has come, and none of the header is echoed.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use super::acceptor::Welcome;
 use super::access::{AccessOptions, Gate, Refusal};
 use super::printer::Printer;
 use super::proxy::{self, Header};
+use crate::escape;
 use crate::reactor::socket::Origin;
 use crate::reactor::{CloseReason, Protocol, Stream, Transport};
 
@@ -387,46 +388,16 @@ enum More {
 /// Prints a message, or a piece of one, on a line.
 fn print(printer: &mut Printer, peer: Origin, message: &[u8], more: More) {
     printer.print(|out| {
-        write!(out, "{peer} ")?;
-        write_escaped(out, message)?;
+        write!(out, "{peer} {}", escape::bytes(message))?;
         // A backslash in the message is printed as two; so one alone at the end can only mean: more follows.
         out.write_all(if more == More::Follows { b"\\\n" } else { b"\n" })
     });
 }
 
-/// Writes a message so that it cannot harm a terminal and nothing in it is ambiguous: control characters, bytes that
-/// are not UTF-8, characters that change the direction of text, and the backslash itself are escaped.
-fn write_escaped(out: &mut impl Write, message: &[u8]) -> io::Result<()> {
-    for chunk in message.utf8_chunks() {
-        let mut plain = chunk.valid();
-        while let Some(at) = plain.find(needs_escape) {
-            let (before, rest) = plain.split_at(at);
-            let mut characters = rest.chars();
-            out.write_all(before.as_bytes())?;
-            if let Some(character) = characters.next() {
-                if character.is_ascii() {
-                    write!(out, "{}", (character as u8).escape_ascii())?;
-                } else {
-                    write!(out, "{}", character.escape_unicode())?;
-                }
-            }
-            plain = characters.as_str();
-        }
-        out.write_all(plain.as_bytes())?;
-        write!(out, "{}", chunk.invalid().escape_ascii())?;
-    }
-    Ok(())
-}
-
-fn needs_escape(character: char) -> bool {
-    character == '\\'
-        || character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
     use std::sync::{Arc, Mutex};
 
     /// Something that can be written to and looked into.
@@ -564,17 +535,6 @@ mod tests {
                 assert_eq!(session.printed(), "one\nby\nbyebye\n\nbye\n");
             }
         }
-    }
-
-    #[test]
-    fn what_is_printed_cannot_harm_a_terminal() {
-        let mut out = Vec::new();
-        let message = b"plain \xc3\xa9 \xff\xfe \x1b[31m \x07 \\ tab\t \xc2\x9b0m \xe2\x80\xae quote'";
-        write_escaped(&mut out, message).unwrap();
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            r"plain é \xff\xfe \x1b[31m \x07 \\ tab\t \u{9b}0m \u{202e} quote'"
-        );
     }
 
     #[test]

@@ -119,9 +119,7 @@ fn binary(bytes: &[u8]) -> Result<Header, String> {
     let port = |at: usize| u16::from_be_bytes([rest[at], rest[at + 1]]);
     let source = match (family, rest) {
         (Some(0x11 | 0x12), &[a, b, c, d, ..]) => Some((Ipv4Addr::new(a, b, c, d), port(8)).into()),
-        (Some(0x21 | 0x22), rest) => {
-            rest.first_chunk::<16>().map(|&octets| (Ipv6Addr::from_octets(octets), port(32)).into())
-        }
+        (Some(0x21 | 0x22), rest) => rest.first_chunk::<16>().map(|&octets| (Ipv6Addr::from(octets), port(32)).into()),
         _ => None,
     };
     Ok(Header::Complete { length: FIXED + length, source })

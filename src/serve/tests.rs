@@ -438,7 +438,11 @@ fn who_sends_no_header_uses_up_no_accept_limit() {
     let mut world = World::new(Config { access, accept_limit: Some(1), ..Config::default() }, 100);
     world.door.queue(5);
     world.knock();
-    assert_eq!((world.connections(), world.settle()), (1, Some(Duration::from_secs(5))), "the others wait for its header");
+    assert_eq!(
+        (world.connections(), world.settle()),
+        (1, Some(Duration::from_secs(5))),
+        "the others wait for its header"
+    );
     assert_eq!(world.send(0, b"GET / HTTP/1.1\r\n"), (vec![], true));
     assert_eq!(world.door.waiting(), 3, "it was none: the next one is asked");
     world.now += Duration::from_secs(5);

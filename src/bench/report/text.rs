@@ -8,6 +8,7 @@ use indicatif::HumanCount;
 
 use crate::bench::latency::{PERCENTILES, micros, show_micros};
 use crate::bench::{Run, Search, Settings, Step};
+use crate::escape;
 
 /// The width of the histogram's longest bar.
 const BAR: u64 = 50;
@@ -270,35 +271,23 @@ fn align(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// A text that stays a text on a terminal: what would move its cursor, colour it or turn its reading direction is escaped.
-/// Files come from anywhere.
+/// A text that stays a text on a terminal: files come from anywhere.
 pub fn printable(text: &str) -> String {
-    // The characters that override or isolate a direction (UAX 9), and the separators that some take for newlines.
-    let harmful = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
-        if harmful(c) {
-            out.extend(c.escape_default())
-        } else {
-            out.push(c)
-        }
-        out
-    })
+    escape::text(text).to_string()
 }
 
 /// A run in which every text is [`printable`].
 fn printable_run(run: &Run) -> anyhow::Result<Run> {
-    fn escape(value: &mut serde_json::Value) {
+    fn escape_all(value: &mut serde_json::Value) {
         match value {
             serde_json::Value::String(text) => *text = printable(text),
-            serde_json::Value::Array(values) => values.iter_mut().for_each(escape),
-            serde_json::Value::Object(fields) => fields.values_mut().for_each(escape),
+            serde_json::Value::Array(values) => values.iter_mut().for_each(escape_all),
+            serde_json::Value::Object(fields) => fields.values_mut().for_each(escape_all),
             _ => {}
         }
     }
     let mut json = serde_json::to_value(run)?;
-    escape(&mut json);
+    escape_all(&mut json);
     Ok(serde_json::from_value(json)?)
 }
 
