@@ -11,7 +11,7 @@
 //! 3. [`mod@connect`]: the line client, another protocol on the same reactor.
 //! 4. [`mod@bench`]: the load generator, one more protocol on it. `client` sends and verifies, `payload` is the bytes,
 //!    `pace` is when they are due; [`bench::report`] is what others see of it.
-//! 5. [`cli`], [`limits`], [`logging`], [`signals`]: the program around them.
+//! 5. [`cli`], [`limits`], [`logging`] on [`outlet`], [`signals`], [`stdio`]: the program around them.
 //!
 //! Imports point downward only: the reactor knows no protocol, and the protocols do not know each other.
 //!
@@ -35,7 +35,9 @@
 //! | two services that answer everything never stop | `serve/access.rs`: `DatagramGate` |
 //! | opening a Unix connection does not wait: where TCP would, it fails with WouldBlock | [`reactor::socket::Socket::connect_unix`] |
 //! | a socket file outlives its server | `serve/listener.rs`: `replace_stale`, `SocketFile` |
-//! | standard output cannot be made non-blocking for one program alone | `serve/printer.rs` |
+//! | standard output cannot be made non-blocking for one program alone | [`outlet`] |
+//! | what others made of a standard stream: non-blocking, limited, closed | [`stdio`] |
+//! | a signal must end the program whatever it is doing | [`signals`] |
 //! | registering costs a system call | [`reactor::Poller::interest`]: once, for life |
 
 pub mod bench;
@@ -44,6 +46,7 @@ pub mod connect;
 pub mod escape;
 pub mod limits;
 pub mod logging;
+pub mod outlet;
 pub mod reactor;
 pub mod serve;
 pub mod signals;

@@ -1,44 +1,59 @@
-//! What this process may have, and has: open files, which bound the number of connections, and memory.
+//! The limit on open files, which bounds the number of connections.
 
-use std::io;
-
-use rustix::process::{Resource, getrlimit, setrlimit};
+use indicatif::HumanCount;
+use log::warn;
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 /// Descriptors left free for what is opened now and then, as by the resolver or the log.
 const SPARE: usize = 8;
 
+/// What POSIX systems grant at least by default, for where nothing can be found out.
+const USUAL: rlim_t = 1024;
+
+/// `RLIM_INFINITY` as hard limit is no number that setrlimit(2) takes on macOS, which says so: "use
+/// `rlim_cur = min(OPEN_MAX, rlim_max)`".
+#[cfg(target_vendor = "apple")]
+const OPEN_MAX: rlim_t = 10_240;
+
 /// Raises this process's soft limit on open files to its hard limit, and returns it; `None`: there is no limit
-/// (getrlimit(2), `RLIMIT_NOFILE`).
-///
-/// # Errors
-///
-/// What the kernel reports. The limit is then what it was.
-pub fn raise_open_files() -> io::Result<Option<u64>> {
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        limit.current = limit.maximum;
-        setrlimit(Resource::Nofile, limit)?;
+/// (getrlimit(2), `RLIMIT_NOFILE`). If that is forbidden, as in a sandbox, a warning says so, and the limit is what it
+/// was.
+pub fn raise_open_files() -> Option<u64> {
+    let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok(limits) => limits,
+        Err(error) => {
+            warn!("cannot find out the limit on open files ({error}): it is taken to be {}", HumanCount(USUAL));
+            return Some(USUAL);
+        }
+    };
+    #[cfg(target_vendor = "apple")]
+    let wanted = hard.min(OPEN_MAX).max(soft);
+    #[cfg(not(target_vendor = "apple"))]
+    let wanted = hard;
+    let mut limit = soft;
+    if soft != wanted {
+        match setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) {
+            Ok(()) => limit = wanted,
+            Err(error) => warn!("cannot raise the limit on open files from {} ({error})", HumanCount(soft)),
+        }
     }
-    Ok(limit.current)
+    (limit != nix::libc::RLIM_INFINITY).then_some(limit)
 }
 
-/// How many more descriptors may be opened, given the limit on open files, with a few left to spare.
+/// How many more descriptors may be opened, given the limit on open files, with a few left to spare if there are enough;
+/// 0 if none may.
 pub fn room(limit: Option<u64>) -> usize {
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    limit.saturating_sub(open_files() + SPARE).max(1)
-}
-
-/// The resident memory of this process in bytes, where the system tells (proc(5)).
-pub fn resident_memory() -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    return Some(procfs::process::Process::myself().ok()?.statm().ok()?.resident * procfs::page_size());
-    #[cfg(not(target_os = "linux"))]
-    None
+    let left = limit.saturating_sub(open_files());
+    left.saturating_sub(SPARE).max(left.min(1))
 }
 
 /// The number of descriptors that are open now.
 fn open_files() -> usize {
-    // Reading the directory takes a descriptor of its own, which is one too many in the sum.
-    let listed = std::fs::read_dir("/dev/fd").map_or(0, |entries| entries.count());
-    listed.saturating_sub(1).max(3)
+    match std::fs::read_dir("/dev/fd") {
+        // Reading the directory takes a descriptor of its own, which is one too many in the sum.
+        Ok(entries) => entries.count().saturating_sub(1).max(3),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EMFILE) => usize::MAX,
+        Err(_) => 3,
+    }
 }

@@ -1,25 +1,27 @@
 //! The program: the command line is parsed, the log set up, the command run, and its outcome becomes an exit code.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::slice;
+use std::time::{Duration, Instant};
 
 use echoloop::bench::report::{self, Outputs};
 use echoloop::bench::{self, Run};
 use echoloop::cli::{Bench, Cli, Command, Report};
-use echoloop::reactor::address::Endpoint;
 use echoloop::serve::{Ending, Server};
 use echoloop::{cli, connect, logging, stdio};
-use log::{error, info, warn};
+use log::{error, info};
 
 /// The exit code for a run that is not as good as it was to be.
 const NOT_GOOD_ENOUGH: u8 = 3;
 
+/// How long the end of the program waits for who reads its log.
+const LOG_TIMEOUT: Duration = Duration::from_secs(5);
+
 fn main() -> ExitCode {
     stdio::prepare();
     let cli = Cli::from_command_line();
-    logging::init(cli.verbosity());
+    logging::init(cli.verbosity(), cli.log_format());
     let outcome = match cli.command {
         Command::Serve(flags) => serve(&(*flags).into()),
         Command::Connect(flags) => connect::run(&flags.into()).map(|()| ExitCode::SUCCESS),
@@ -28,31 +30,24 @@ fn main() -> ExitCode {
         Command::Completions { shell } => cli::print_completions(shell).map(|()| ExitCode::SUCCESS).map_err(Into::into),
         Command::Man(flags) => flags.print().map(|()| ExitCode::SUCCESS),
     };
-    outcome.unwrap_or_else(|error| fail(&error))
+    let code = outcome.unwrap_or_else(|error| fail(&error));
+    logging::finish(Instant::now() + LOG_TIMEOUT);
+    code
 }
 
-/// Tells why the program failed, in one line whatever is in it: names and files come from anywhere.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    let _ = stdio::eprint(format!("echoloop: {}\n", report::printable(&format!("{error:#}"))));
+    logging::fail(error);
     ExitCode::FAILURE
 }
 
 fn serve(config: &echoloop::serve::Config) -> anyhow::Result<ExitCode> {
     let mut server = Server::bind(config)?;
-    let mut out = io::stdout().lock();
-    let listening = server.endpoints().iter().map(|endpoint| format!("listening on {endpoint}"));
-    let looking = server.http_endpoints().iter().map(|endpoint| match endpoint {
-        Endpoint::Tcp(address) => format!("inside: http://{address}/"),
-        other => format!("inside: {other}"),
-    });
-    for line in listening.chain(looking) {
-        if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
-            warn!("cannot write to standard output: {error}; {line}");
-        }
-    }
-    drop(out);
+    server.announce();
     let ending = server.run()?;
     info!("{}", server.summary());
+    let until = server.finish_by();
+    drop(server); // with its files, whether or not somebody reads the rest of the log
+    logging::finish(until);
     Ok(match ending {
         Ending::Stopped => ExitCode::SUCCESS,
         Ending::Killed(signal) => ExitCode::from(128 + u8::try_from(signal)?),

@@ -1,25 +1,78 @@
-//! SIGINT and SIGTERM, taken into the event loop: the first asks for an orderly end, a second one for an end at once.
+//! SIGINT, SIGTERM and SIGHUP: the first asks for an orderly end, a second one for an end at once.
 //!
-//! It knows what signals ask for, and not how that is done.
+//! An event loop cannot see a signal while it is anywhere but in its poll: while names are resolved, while the last
+//! messages wait for who reads them. But a signal must end the program whatever it is doing. So a thread of its own
+//! receives them, and this is all that it does:
+//!
+//! - While nobody [watches](StopSignals::watch), as before the loop and after it, a signal ends the process at once.
+//! - While the loop watches, the first signal is handed to it through the poll, and so is the second. If the loop has
+//!   not ended the process soon after that, the thread does.
+//!
+//! A process ended so has the exit code that shells give to one killed by the signal: 128 and its number.
+//!
+//! What the process was started with is respected, as far as it is meant: SIGINT and SIGHUP stay ignored if they were
+//! (a shell's `&`, `nohup`). SIGTERM is taken over in any case, for something must end a server; and a mask that blocks
+//! these signals is lifted, for it is what a careless parent has left (sigprocmask(2): it is inherited through execve).
 
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use log::info;
+use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook_mio::v1_0::Signals;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::{exit, signal_name};
+
+use crate::logging;
 
 /// The token under which signals become ready.
 pub const TOKEN: Token = Token(usize::MAX - 1);
 
-/// A signal that follows the first so closely is the same request: GNU `timeout` signals its child, and then the
-/// process group that the child is in.
-const SAME: Duration = Duration::from_millis(10);
+/// The same signal again within this time of the first is the same request. GNU `timeout` and others signal their child
+/// and then the process group that the child is in: two signals from one sender, which siginfo does not tell apart from
+/// two `kill` of a shell; only the time does. The two calls follow each other within microseconds, or within a time
+/// slice of the scheduler if the child runs in between on the same processor, which is less than this. People and scripts
+/// that mean it twice take longer.
+const DUPLICATE_WITHIN: Duration = Duration::from_millis(5);
+
+/// How long a loop may take to end the process itself after a second signal, so that its files are removed and the log
+/// is whole.
+const KILL_GRACE: Duration = Duration::from_millis(200);
 
 /// The signals that ask this process to end.
+///
+/// ```no_run
+/// # let mut poll = mio::Poll::new()?;
+/// # let mut events = mio::Events::with_capacity(8);
+/// use echoloop::signals::{Request, StopSignals, TOKEN};
+///
+/// let mut signals = StopSignals::new(poll.registry())?;
+/// // ... resolve names, bind: a signal ends the process ...
+/// signals.watch(true);
+/// loop {
+///     poll.poll(&mut events, None)?;
+///     if events.iter().any(|event| event.token() == TOKEN) {
+///         match signals.take() {
+///             Some(Request::Stop(_)) => { /* finish what was begun */ }
+///             Some(Request::Kill(signal)) => std::process::exit(128 + signal),
+///             None => {}
+///         }
+///     }
+///     # break;
+/// }
+/// signals.watch(false);
+/// // ... print the results: a signal ends the process ...
+/// # anyhow::Ok(())
+/// ```
 pub struct StopSignals {
-    signals: Signals,
-    requested: Option<Instant>,
+    /// Each byte is a request: see [`encode`].
+    requests: UnixStream,
+    watched: Arc<AtomicBool>,
 }
 
 /// What a signal asks for.
@@ -32,33 +85,121 @@ pub enum Request {
 }
 
 impl StopSignals {
-    /// Takes SIGINT and SIGTERM over for the whole process; they become ready under [`TOKEN`].
+    /// Takes the signals over, for the whole process and for good. Requests become ready under [`TOKEN`]. To be called
+    /// from the first thread, before anything that may take long.
     ///
     /// # Errors
     ///
-    /// What the kernel reports, as when there is no descriptor left.
+    /// What the kernel reports, as when there is no descriptor or no thread left.
     pub fn new(registry: &Registry) -> anyhow::Result<Self> {
-        let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot take signals")?;
-        registry.register(&mut signals, TOKEN, Interest::READABLE).context("cannot take signals")?;
-        Ok(StopSignals { signals, requested: None })
+        let take = || {
+            let (mut requests, sender) = UnixStream::pair()?;
+            registry.register(&mut requests, TOKEN, Interest::READABLE)?;
+            let signals = Signals::new(wanted(ignored()))?;
+            unblock()?;
+            let watched = Arc::new(AtomicBool::new(false));
+            let is_watched = watched.clone();
+            thread::Builder::new().name("signals".to_owned()).spawn(move || attend(signals, sender, &is_watched))?;
+            io::Result::Ok(StopSignals { requests, watched })
+        };
+        take().context("cannot take over signals")
     }
 
-    /// What the signals ask for that came since the last time.
-    pub fn take(&mut self, now: Instant) -> Option<Request> {
-        let requested = &mut self.requested;
-        self.signals.pending().filter_map(|signal| judge(requested, signal, now)).last()
+    /// Says whether a loop looks at [`TOKEN`] and [takes](Self::take) what comes. At first none does.
+    pub fn watch(&self, watched: bool) {
+        self.watched.store(watched, Ordering::Release);
+    }
+
+    /// What the signals ask for that came since the last time. Does not wait.
+    pub fn take(&mut self) -> Option<Request> {
+        let (mut bytes, mut last) = ([0; 16], None);
+        loop {
+            match self.requests.read(&mut bytes) {
+                Ok(0) => return last,
+                Ok(length) => last = Some(decode(bytes[length - 1])),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return last, // WouldBlock
+            }
+        }
     }
 }
 
-fn judge(requested: &mut Option<Instant>, signal: i32, now: Instant) -> Option<Request> {
-    match *requested {
+/// The thread that receives the signals.
+fn attend(mut signals: Signals, mut sender: UnixStream, watched: &AtomicBool) {
+    let mut first = None;
+    for signal in signals.forever() {
+        let Some(request) = judge(&mut first, signal, Instant::now()) else { continue };
+        if !watched.load(Ordering::Acquire) {
+            end(signal);
+        }
+        // The loop may have ended since; then nobody reads this.
+        let _ = sender.write_all(&[encode(request)]);
+        if let Request::Kill(signal) = request {
+            thread::sleep(KILL_GRACE);
+            end(signal);
+        }
+    }
+}
+
+fn end(signal: i32) -> ! {
+    info!("{}: ends at once", signal_name(signal).unwrap_or_default());
+    logging::finish(Instant::now());
+    // Not std::process::exit, which takes the locks of others.
+    exit(128 + signal)
+}
+
+fn judge(first: &mut Option<(i32, Instant)>, signal: i32, now: Instant) -> Option<Request> {
+    match *first {
         None => {
-            *requested = Some(now);
+            *first = Some((signal, now));
             Some(Request::Stop(signal))
         }
-        Some(first) if now.saturating_duration_since(first) < SAME => None,
+        Some((same, then)) if same == signal && now.saturating_duration_since(then) < DUPLICATE_WITHIN => None,
         Some(_) => Some(Request::Kill(signal)),
     }
+}
+
+/// Signals have small numbers, so that there is a bit to tell one request from the other.
+const KILL: u8 = 0x80;
+
+fn encode(request: Request) -> u8 {
+    match request {
+        Request::Stop(signal) => signal as u8,
+        Request::Kill(signal) => signal as u8 | KILL,
+    }
+}
+
+fn decode(byte: u8) -> Request {
+    let signal = i32::from(byte & !KILL);
+    if byte & KILL == 0 { Request::Stop(signal) } else { Request::Kill(signal) }
+}
+
+/// The signals to take over, given those that are ignored: a bit each, as far as that is known.
+fn wanted(ignored: Option<u64>) -> Vec<i32> {
+    let is_ignored = |signal: i32| ignored.is_some_and(|ignored| ignored & (1 << (signal - 1)) != 0);
+    let mut signals = vec![SIGTERM];
+    if !is_ignored(SIGINT) {
+        signals.push(SIGINT);
+    }
+    // Where one cannot know, SIGHUP is left as it is: it ends the process, unless `nohup` has seen to it.
+    if ignored.is_some() && !is_ignored(SIGHUP) {
+        signals.push(SIGHUP);
+    }
+    signals
+}
+
+/// The signals that this process was started to ignore (proc(5), `SigIgn`). Elsewhere there is no way to ask that is
+/// not `unsafe` (sigaction(2)).
+fn ignored() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    return Some(procfs::process::Process::myself().ok()?.status().ok()?.sigign);
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+fn unblock() -> io::Result<()> {
+    use nix::sys::signal::{SigSet, Signal};
+    Ok(SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).thread_unblock()?)
 }
 
 #[cfg(test)]
@@ -66,11 +207,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_signal_stops_the_second_kills_and_twice_at_once_is_once() {
-        let (mut requested, begin) = (None, Instant::now());
-        assert_eq!(judge(&mut requested, SIGTERM, begin), Some(Request::Stop(SIGTERM)));
-        assert_eq!(judge(&mut requested, SIGINT, begin + Duration::from_millis(1)), None);
-        assert_eq!(judge(&mut requested, SIGINT, begin + SAME), Some(Request::Kill(SIGINT)));
-        assert_eq!(judge(&mut requested, SIGTERM, begin + SAME), Some(Request::Kill(SIGTERM)));
+    fn first_signal_stops_second_kills_duplicate_is_ignored() {
+        let (mut first, begin) = (None, Instant::now());
+        let after = |milliseconds| begin + Duration::from_millis(milliseconds);
+        assert_eq!(judge(&mut first, SIGTERM, begin), Some(Request::Stop(SIGTERM)));
+        assert_eq!(judge(&mut first, SIGTERM, after(1)), None, "as of GNU timeout");
+        assert_eq!(judge(&mut first, SIGINT, after(1)), Some(Request::Kill(SIGINT)), "another signal, another request");
+        assert_eq!(judge(&mut first, SIGTERM, after(10)), Some(Request::Kill(SIGTERM)));
+    }
+
+    #[test]
+    fn inherited_ignored_signals_stay_ignored_except_sigterm() {
+        let bit = |signal: i32| 1 << (signal - 1);
+        assert_eq!(wanted(Some(0)), [SIGTERM, SIGINT, SIGHUP]);
+        assert_eq!(wanted(Some(bit(SIGINT))), [SIGTERM, SIGHUP]);
+        assert_eq!(wanted(Some(bit(SIGHUP) | bit(SIGTERM))), [SIGTERM, SIGINT]);
+        assert_eq!(wanted(None), [SIGTERM, SIGINT]);
+    }
+
+    #[test]
+    fn requests_survive_their_encoding() {
+        for request in [Request::Stop(SIGINT), Request::Kill(SIGTERM), Request::Stop(64)] {
+            assert_eq!(decode(encode(request)), request);
+        }
     }
 }

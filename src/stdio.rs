@@ -10,10 +10,10 @@
 //!   program, as it is if the disk is full. [`has_left`] tells the two apart.
 //! - A stream may be closed. Rust opens it on `/dev/null` before `main`, so that no socket gets a number below 3.
 //!
-//! All of this *waits*, as long as a reader takes; on an event loop
-//! that serves others it has no place.
+//! All of this *waits*, as long as a reader takes. An event loop says what it has to say through an
+//! [`Outlet`](crate::outlet::Outlet) instead.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::BorrowedFd;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -44,6 +44,16 @@ impl Stream {
     /// What people call it, for messages.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Whether it is a terminal.
+    pub fn is_terminal(&self) -> bool {
+        self.descriptor.is_terminal()
+    }
+
+    /// Whether somebody has made it non-blocking.
+    pub fn is_nonblocking(&self) -> bool {
+        rustix::fs::fcntl_getfl(self.descriptor).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::NONBLOCK))
     }
 
     /// Tries until there is an outcome other than "not now".

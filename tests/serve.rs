@@ -97,7 +97,7 @@ fn a_reset_in_mid_write_ends_that_connection_alone() {
 
 #[test]
 fn two_thousand_connections_each_get_their_own_bytes() {
-    echoloop::limits::raise_open_files().unwrap();
+    echoloop::limits::raise_open_files();
     let mut server = Server::start(&[]);
     let mut peers: Vec<_> = (0..2000).map(|_| server.connect()).collect();
     let bytes: Vec<_> = (0..2000).map(|seed| noise(seed + 10, 3000)).collect();
@@ -487,7 +487,7 @@ fn a_reader_of_the_messages_that_leaves_stops_nothing_but_the_printing() {
     for _ in 0..10 {
         ping(&mut peer, b"anybody?");
     }
-    server.wait_for_log("messages are not printed any more");
+    server.wait_for_log("cannot write to standard output");
     drop(peer);
     server.stop();
 }

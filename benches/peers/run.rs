@@ -211,7 +211,7 @@ pub fn main() -> anyhow::Result<()> {
 
 /// The body of a server process.
 fn serve(name: &str) -> anyhow::Result<()> {
-    echoloop::limits::raise_open_files()?;
+    echoloop::limits::raise_open_files();
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_tcp_nodelay(true)?;
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
@@ -364,7 +364,7 @@ fn cores() -> anyhow::Result<Option<(usize, usize)>> {
 }
 
 fn compare(cli: &Cli) -> anyhow::Result<()> {
-    echoloop::limits::raise_open_files()?;
+    echoloop::limits::raise_open_files();
     let chosen = |name: &str, wanted: &[String]| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
     let scenarios: Vec<_> = SCENARIOS.iter().filter(|scenario| chosen(scenario.name, &cli.scenario)).collect();
     ensure!(!scenarios.is_empty(), "no scenario has such a name: there are {}", SCENARIOS.map(|it| it.name).join(", "));

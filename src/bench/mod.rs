@@ -19,7 +19,7 @@ mod watch;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
@@ -338,7 +338,7 @@ struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     fn new(config: &'a Config, routes: Vec<Route>) -> anyhow::Result<Self> {
-        let open_files = limits::raise_open_files().context("cannot raise the limit on open files")?;
+        let open_files = limits::raise_open_files();
         check_target(config, &routes[0].target)?;
         let routes = match routes[0].target {
             Endpoint::Udp(_) if routes.len() > 1 && !config.all_addresses => {
@@ -349,6 +349,7 @@ impl<'a> Driver<'a> {
         };
         let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;
         let signals = StopSignals::new(poller.registry())?;
+        signals.watch(true);
         let all = config.connections + config.idle;
         dial::check_descriptors(all, limits::room(open_files), open_files)?;
         let each = if config.all_addresses { all.div_ceil(routes.len()) } else { all };
@@ -601,7 +602,7 @@ impl<'a> Driver<'a> {
             }),
         );
         if signalled {
-            self.take_signals(instant);
+            self.take_signals();
         }
         self.see_to_the_gone();
         self.count_the_living();
@@ -737,8 +738,8 @@ impl<'a> Driver<'a> {
         ));
     }
 
-    fn take_signals(&mut self, now: Instant) {
-        match self.signals.take(now) {
+    fn take_signals(&mut self) {
+        match self.signals.take() {
             Some(Request::Kill(signal)) => {
                 self.progress.finish_and_clear();
                 std::process::exit(128 + signal);

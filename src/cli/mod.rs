@@ -18,6 +18,7 @@ use ipnet::IpNet;
 
 use crate::bench::report::Outputs;
 use crate::bench::{Criterion, Sources};
+use crate::logging::Format;
 use crate::reactor::address::{self, Address};
 use crate::{bench, connect, serve, stdio, values};
 
@@ -46,6 +47,10 @@ pub struct Cli {
     /// Log warnings and errors only
     #[arg(short, long, global = true)]
     quiet: bool,
+
+    /// How the log is written
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: Format,
 }
 
 impl Cli {
@@ -64,6 +69,11 @@ impl Cli {
     /// How much to log: see [`crate::logging::init`].
     pub fn verbosity(&self) -> i16 {
         if self.quiet { -1 } else { self.verbose.into() }
+    }
+
+    /// How to write the log.
+    pub fn log_format(&self) -> Format {
+        self.log_format
     }
 }
 

@@ -20,10 +20,10 @@ mod supervisor;
 mod tests;
 mod tokens;
 
-use std::io;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use indicatif::HumanCount;
 use log::{info, warn};
 use signal_hook::low_level::signal_name;
@@ -32,6 +32,7 @@ use crate::limits;
 use crate::reactor::address::{Address, DEFAULT, Endpoint};
 use crate::reactor::{Activity, Poller, Reactor, Readiness, Settings};
 use crate::signals::{self, Request, StopSignals};
+use crate::stdio;
 use acceptor::{Accept, Acceptor};
 use access::DatagramGate;
 use admin::{Admin, Snapshot, StatusSource};
@@ -123,20 +124,36 @@ pub struct Server {
     /// There is no listener, so that having none is no end.
     datagrams_only: bool,
     admin: Option<Admin>,
+    /// Who prints where it listens, if no messages are printed.
+    printer: Option<Printer>,
     stats: Option<Stats>,
     stopping: bool,
+    /// When the process is to have ended, however it ends.
+    finish_by: Option<Instant>,
     began: Instant,
     asleep: Duration,
 }
 
 impl Server {
-    /// Listens on all addresses of `config` and takes over SIGINT and SIGTERM. Raises the limit on open files.
+    /// Listens on all addresses of `config` and takes over the signals that end it: see [`StopSignals`]. Raises the limit
+    /// on open files.
     ///
     /// # Errors
     ///
     /// If one of the addresses cannot be had: an error that names it and the cause.
     pub fn bind(config: &Config) -> anyhow::Result<Self> {
-        let limit = limits::raise_open_files().context("cannot raise the limit on open files")?;
+        let limit = limits::raise_open_files();
+        Server::bind_within(limit, config).map_err(|error| {
+            let is_limit = |cause: &io::Error| cause.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+            if error.chain().any(|cause| cause.downcast_ref().is_some_and(is_limit)) {
+                error.context(format!("the limit on open files, {}, is too low: raise it (ulimit -n)", show(limit)))
+            } else {
+                error
+            }
+        })
+    }
+
+    fn bind_within(limit: Option<u64>, config: &Config) -> anyhow::Result<Self> {
         let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;
         let signals = StopSignals::new(poller.registry())?;
         listener::check_backlog(config.sockets.backlog);
@@ -158,14 +175,26 @@ impl Server {
         for address in &config.http {
             http.listen(address)?;
         }
-        let admin = (!http.listeners.is_empty()).then(|| Admin::new(http.listeners, http.endpoints));
-        let room = limits::room(limit).saturating_sub(admin.as_ref().map_or(0, |_| admin::MAX_CONNECTIONS)).max(1);
+        let mut room = limits::room(limit);
+        let admin = (!http.listeners.is_empty()).then(|| {
+            // Those who look take no more than a quarter of what there is.
+            let share = admin::MAX_CONNECTIONS.min(room / 4).max(1);
+            room = room.saturating_sub(share);
+            Admin::new(http.listeners, http.endpoints, share)
+        });
+        ensure!(
+            room > 0 || listeners.is_empty(),
+            "the limit on open files, {}, leaves no room for a connection: raise it (ulimit -n)",
+            show(limit)
+        );
         let max_connections = config.max_connections.unwrap_or(room);
+        info!("echoloop {}, process {}", env!("CARGO_PKG_VERSION"), std::process::id());
         info!("room for {} connections (open files: at most {})", HumanCount(max_connections as u64), show(limit));
         if max_connections > room {
             warn!("but the limit on open files leaves room for {}: raise it (ulimit -n)", HumanCount(room as u64));
         }
-        let printer = if config.print { Some(Printer::new(io::stdout()).context("cannot print")?) } else { None };
+        let printer = Printer::new(stdio::stdout()).context("cannot print")?;
+        let (messages, printer) = if config.print { (Some(printer), None) } else { (None, Some(printer)) };
         let own_ports = ports.iter().map(|(_, port)| Ok(port.local_addr()?.port())).collect::<io::Result<_>>()?;
         Ok(Server {
             poller,
@@ -174,10 +203,12 @@ impl Server {
             endpoints,
             datagrams: Datagrams::new(ports, DatagramGate::new(&config.access, own_ports)),
             datagrams_only: listeners.is_empty(),
-            service: Service::new(config, listeners, max_connections, printer),
+            service: Service::new(config, listeners, max_connections, messages),
             admin,
+            printer,
             stats: config.stats_interval.map(Stats::new),
             stopping: false,
+            finish_by: None,
             began: Instant::now(),
             asleep: Duration::ZERO,
         })
@@ -193,14 +224,37 @@ impl Server {
         self.admin.as_ref().map_or(&[], Admin::endpoints)
     }
 
+    /// Prints where it listens, a line each, with the real ports. Does not wait until they are read.
+    pub fn announce(&mut self) {
+        let mut lines: Vec<_> = self.endpoints().iter().map(|endpoint| format!("listening on {endpoint}")).collect();
+        lines.extend(self.http_endpoints().iter().map(|endpoint| match endpoint {
+            Endpoint::Tcp(address) => format!("inside: http://{address}/"),
+            other => format!("inside: {other}"),
+        }));
+        if let Some(printer) = self.printer() {
+            lines.iter().for_each(|line| printer.print(|out| writeln!(out, "{line}")));
+            printer.flush();
+        }
+    }
+
+    fn printer(&mut self) -> Option<&mut Printer> {
+        self.printer.as_mut().or_else(|| self.service.reactor.protocol_mut().printer())
+    }
+
+    /// When the process is to have ended: what is left to be said after a run is not waited for any longer.
+    pub fn finish_by(&self) -> Instant {
+        self.finish_by.unwrap_or_else(Instant::now)
+    }
+
     /// Serves until a signal or the accept limit ends it.
     ///
     /// # Errors
     ///
     /// If the poll fails, which it does not in a process that leaves the server's descriptors alone.
     pub fn run(&mut self) -> io::Result<Ending> {
+        self.signals.watch(true);
         let endpoints: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
-        self.supervisor.ready(&format!("serving on {}", endpoints.join(", ")));
+        self.supervisor.ready(&format!("serving on {}", endpoints.join(", ")), Instant::now());
         while !self.is_done() {
             let before = Instant::now();
             let sleep = self.sleep(before);
@@ -227,10 +281,22 @@ impl Server {
             }
         }
         if !self.stopping {
-            self.supervisor.stopping(); // no signal has ended it, but the accept limit
+            self.supervisor.stopping(Instant::now()); // no signal has ended it, but the accept limit
         }
-        self.service.finish();
+        self.finish();
         Ok(Ending::Stopped)
+    }
+
+    /// Sees to it that what is left to be printed is printed, within the one drain timeout that a stop has. Nobody
+    /// watches the poll any more: a signal ends the process at once.
+    fn finish(&mut self) {
+        self.signals.watch(false);
+        self.admin = None;
+        let until = self.service.deadline.unwrap_or_else(|| Instant::now() + self.service.drain_timeout);
+        self.finish_by = Some(until);
+        if let Some(printer) = self.printer() {
+            printer.finish(until);
+        }
     }
 
     /// What is on the poll beside the echo over streams has its turn.
@@ -251,12 +317,12 @@ impl Server {
 
     /// Does what signals ask for. Returns the ending, if one asks for it at once.
     fn take_signals(&mut self, now: Instant) -> Option<Ending> {
-        match self.signals.take(now)? {
+        match self.signals.take()? {
             Request::Kill(signal) => Some(Ending::Killed(signal)),
             Request::Stop(signal) => {
                 let name = signal_name(signal).unwrap_or_default();
                 info!("{name}: sending what is owed, and closing; once more ends at once");
-                self.supervisor.stopping();
+                self.supervisor.stopping(now);
                 self.stopping = true;
                 let echo = self.service.reactor.protocol_mut();
                 self.datagrams.close(now, |from, bytes| echo.print_datagram(from, bytes));
@@ -456,11 +522,6 @@ impl<A: Accept> Service<A> {
         self.acceptor.close();
         self.reactor.drain();
         self.deadline = Some(now + self.drain_timeout);
-    }
-
-    /// Sees to it that what is left to be printed is printed, within the drain timeout.
-    fn finish(&mut self) {
-        self.reactor.protocol_mut().finish(self.drain_timeout);
     }
 
     /// Whether there is nothing left to do: no listener, no connection.

@@ -1,68 +1,46 @@
-//! Lines for standard output, which must not hold the loop up.
-//!
-//! Who reads standard output may be slow, or have stopped (`serve --print | less`), and then a write to it waits. It
-//! cannot be made non-blocking for this program alone: `O_NONBLOCK` belongs to the open file description, which the
-//! shell and others share (open(2)). So it is the one thing that is written by a thread of its own. A bounded number
-//! of bytes waits for that thread; lines beyond are left out, and counted.
+//! Messages for standard output, which must not hold the loop up: the lines of a turn are handed to an [`Outlet`] at its
+//! end.
 //!
 //! This module knows lines, and not what is in them.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::time::Instant;
 
 use indicatif::HumanCount;
 use log::warn;
 
-/// Lines wait for the thread up to so many bytes, and as many again are made in a turn at most.
+use crate::outlet::{Outlet, Wording};
+
+/// Lines wait for their reader up to so many bytes, and as many again are made in a turn at most.
 const LIMIT: usize = 1024 * 1024;
 
 /// Prints lines without ever waiting for those who read them.
 pub(super) struct Printer {
     /// The lines of this turn.
     lines: Vec<u8>,
-    left_out: u64,
-    /// There is nobody to print for any more.
-    over: bool,
-    queue: Arc<Queue>,
+    /// How many they are.
+    count: u64,
+    /// Lines were left out, and that has been said.
+    behind: bool,
+    outlet: Outlet<Vec<u8>>,
 }
 
-#[derive(Default)]
-struct Queue {
-    state: Mutex<State>,
-    changed: Condvar,
-}
+/// Lines are printed as they are. How many are missing is said in the log, for what is printed may be somebody's data.
+struct Lines;
 
-#[derive(Default)]
-struct State {
-    /// What the thread is to write next.
-    lines: Vec<u8>,
-    /// No more lines will come.
-    last: bool,
-    /// The thread has ended: everything is written, or cannot be.
-    ended: bool,
-}
+impl Wording for Lines {
+    type Item = Vec<u8>;
 
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn item(&mut self, lines: Vec<u8>, out: &mut Vec<u8>) {
+        *out = lines;
     }
 
-    fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
-        loop {
-            let mut state = self.lock();
-            while state.lines.is_empty() && !state.last {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            let lines = std::mem::take(&mut state.lines);
-            drop(state);
-            if lines.is_empty() {
-                return Ok(());
-            }
-            out.write_all(&lines)?;
-            out.flush()?;
-        }
+    fn left_out(&mut self, lines: u64, _: &mut Vec<u8>) {
+        warn!("{} messages were not printed", HumanCount(lines));
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        warn!("cannot write to standard output: {error}; it is tried again");
     }
 }
 
@@ -72,27 +50,19 @@ impl Printer {
     /// # Errors
     ///
     /// If there can be no thread.
-    pub fn new(mut out: impl Write + Send + 'static) -> io::Result<Self> {
-        let queue = Arc::new(Queue::default());
-        let reader = queue.clone();
-        thread::Builder::new().name("printer".to_owned()).spawn(move || {
-            if let Err(error) = reader.write_to(&mut out) {
-                warn!("messages are not printed any more: standard output: {error}");
-            }
-            reader.lock().ended = true;
-            reader.changed.notify_all();
-        })?;
-        Ok(Printer { lines: Vec::new(), left_out: 0, over: false, queue })
+    pub fn new(out: impl Write + Send + 'static) -> io::Result<Self> {
+        let outlet = Outlet::new("printer", LIMIT, out, Lines)?;
+        Ok(Printer { lines: Vec::new(), count: 0, behind: false, outlet })
     }
 
     /// Prints the line that `write` makes, or leaves it out if too much waits.
     pub fn print(&mut self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) {
-        if self.over {
-            return;
-        }
         // Writing to memory does not fail.
         if self.lines.len() >= LIMIT || write(&mut self.lines).is_err() {
-            self.leave_out(1);
+            self.outlet.leave_out(1);
+            self.fall_behind();
+        } else {
+            self.count += 1;
         }
     }
 
@@ -101,72 +71,41 @@ impl Printer {
         if self.lines.is_empty() {
             return;
         }
-        let mut state = self.queue.lock();
-        self.over = state.ended;
-        if state.lines.len() < LIMIT {
-            state.lines.append(&mut self.lines);
-            drop(state);
-            self.queue.changed.notify_all();
-            let left_out = std::mem::take(&mut self.left_out);
-            if left_out > 0 {
-                warn!("{} messages were not printed", HumanCount(left_out));
-            }
+        let next = Vec::with_capacity(self.lines.len());
+        let lines = std::mem::replace(&mut self.lines, next);
+        let bytes = lines.len();
+        if self.outlet.push(lines, bytes, std::mem::take(&mut self.count)) {
+            self.behind = false;
         } else {
-            drop(state);
-            let count = memchr::memchr_iter(b'\n', &self.lines).count();
-            self.lines.clear();
-            self.leave_out(count as u64);
+            self.fall_behind();
         }
     }
 
-    /// Waits until everything is printed, or `timeout` has passed.
-    pub fn finish(&mut self, timeout: Duration) {
+    /// Waits until everything is printed, or until then.
+    pub fn finish(&mut self, until: Instant) {
         self.flush();
-        let mut state = self.queue.lock();
-        state.last = true;
-        self.queue.changed.notify_all();
-        let (state, _) = self
-            .queue
-            .changed
-            .wait_timeout_while(state, timeout, |state| !state.ended)
-            .unwrap_or_else(PoisonError::into_inner);
-        if !state.ended {
+        if !self.outlet.finish(until) {
             warn!("nobody reads standard output: the last messages are not printed");
         }
-        self.over = true;
     }
 
-    fn leave_out(&mut self, count: u64) {
-        if self.left_out == 0 {
+    fn fall_behind(&mut self) {
+        if !std::mem::replace(&mut self.behind, true) {
             warn!("standard output is read more slowly than messages come: some are not printed");
         }
-        self.left_out += count;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outlet::tests::gate;
     use std::sync::mpsc;
+    use std::time::Duration;
 
-    /// An output that takes what it is given when it is told to, and passes it on.
-    struct Gate(mpsc::Receiver<io::Result<()>>, mpsc::Sender<Vec<u8>>);
-
-    impl Write for Gate {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.recv().unwrap_or(Ok(()))?;
-            self.1.send(bytes.to_vec()).unwrap();
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn gated() -> (Printer, mpsc::Sender<io::Result<()>>, mpsc::Receiver<Vec<u8>>) {
-        let (open, gate) = mpsc::channel();
-        let (sink, written) = mpsc::channel();
-        (Printer::new(Gate(gate, sink)).unwrap(), open, written)
+    fn gated() -> (Printer, mpsc::Sender<io::Result<()>>, mpsc::Receiver<String>) {
+        let (out, open, written) = gate();
+        (Printer::new(out).unwrap(), open, written)
     }
 
     fn print(printer: &mut Printer, text: &str) {
@@ -175,26 +114,20 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_takes_nothing_holds_nobody_up_and_bounded_memory() {
+    fn stopped_reader_takes_bounded_memory_and_misses_the_rest() {
         let (mut printer, open, written) = gated();
         let line = format!("{}\n", "x".repeat(1023));
-        print(&mut printer, &line);
-        while !printer.queue.lock().lines.is_empty() {
-            thread::yield_now(); // until the thread has taken it, and waits at the gate
-        }
         for _ in 0..10_000 {
             print(&mut printer, &line);
         }
-        assert_eq!(printer.queue.lock().lines.len(), LIMIT);
-        assert_eq!(printer.left_out, 10_000 - 1024);
-        // It reads on: what waited comes whole, and what is printed from now on comes too.
+        assert!(printer.behind);
         drop(open);
-        assert_eq!(written.recv().unwrap().len(), 1024);
-        assert_eq!(written.recv().unwrap().len(), LIMIT);
-        print(&mut printer, "last\n");
-        assert_eq!(printer.left_out, 0, "told, and counted anew");
-        printer.finish(Duration::MAX);
-        assert_eq!(written.recv().unwrap(), b"last\n");
+        printer.finish(Instant::now() + Duration::from_secs(30));
+        assert_eq!(written.try_iter().map(|piece| piece.len()).sum::<usize>(), LIMIT);
+        print(&mut printer, "it reads on\n");
+        printer.finish(Instant::now() + Duration::from_secs(30));
+        assert_eq!(written.recv().unwrap(), "it reads on\n");
+        assert!(!printer.behind);
     }
 
     #[test]
@@ -204,27 +137,5 @@ mod tests {
             printer.print(|out| out.write_all(&[b'x'; 1000]));
         }
         assert!(printer.lines.len() <= LIMIT + 1000);
-    }
-
-    #[test]
-    fn an_output_that_is_gone_ends_the_printing() {
-        let (mut printer, open, _written) = gated();
-        open.send(Err(io::ErrorKind::BrokenPipe.into())).unwrap();
-        print(&mut printer, "nobody\n");
-        while !printer.over {
-            print(&mut printer, "hears\n");
-        }
-        printer.print(|_| panic!("no line is made for nobody"));
-        printer.finish(Duration::ZERO);
-    }
-
-    #[test]
-    fn the_end_waits_no_longer_than_it_was_told() {
-        let (mut printer, open, written) = gated();
-        print(&mut printer, "unread\n");
-        printer.finish(Duration::from_millis(1));
-        assert!(written.try_recv().is_err());
-        drop(open);
-        assert_eq!(written.recv().unwrap(), b"unread\n");
     }
 }

@@ -1,21 +1,32 @@
-//! Who started the server, if it is systemd: sockets that are inherited, and what it is told.
+//! Who started the server, if it is systemd or one like it: sockets that are inherited, and what it is told.
 //!
 //! A supervisor may hand over sockets that listen already (sd_listen_fds(3)), wants to know when the server is ready
 //! and when it stops, and may want a sign of life now and then (sd_notify(3), sd_watchdog_enabled(3)). The sign comes
-//! from the event loop itself, for it is the loop whose life matters. Without a supervisor nothing of this happens.
+//! from the event loop itself, for it is the loop whose life matters. It is not waited for whether a supervisor reads what
+//! it is told: what does not fit is tried again. Without a supervisor nothing of this happens.
 
+use std::ffi::OsStr;
+use std::io;
 use std::net::{TcpListener, UdpSocket};
-use std::os::unix::net::UnixListener;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail, ensure};
 use listenfd::ListenFd;
 use log::warn;
-use sd_notify::NotifyState;
+use nix::errno::Errno;
+use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt, sockopt::AcceptConn};
 use socket2::SockRef;
 
 /// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
 const FIRST: usize = 3;
+
+/// How long to wait before a supervisor that does not read is told again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// A sign of life is not given more often than this, whatever is asked for.
+const MIN_SIGN_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A socket that was handed over.
 #[derive(Debug)]
@@ -29,36 +40,67 @@ pub(super) enum Inherited {
 ///
 /// # Errors
 ///
-/// If one is none that this server can use, as a connection is that was accepted already.
+/// If there are not as many as is said, or if one is none that this server can use, as a connection is that was accepted
+/// already.
 pub(super) fn inherited() -> anyhow::Result<Vec<Inherited>> {
+    if !check_listen_fds()? {
+        return Ok(Vec::new());
+    }
     let mut descriptors = ListenFd::from_env();
     let mut sockets = Vec::new();
     for number in 0..descriptors.len() {
         let descriptor = FIRST + number;
-        let (socket, is_connection) = if let Ok(Some(socket)) = descriptors.take_tcp_listener(number) {
-            // A connection passes for a listener, until it is asked for its peer.
-            let is_connection = SockRef::from(&socket).peer_addr().is_ok();
-            (Inherited::Tcp(socket), is_connection)
+        let socket = if let Ok(Some(socket)) = descriptors.take_tcp_listener(number) {
+            check_listens(SockRef::from(&socket), descriptor)?;
+            Inherited::Tcp(socket)
         } else if let Ok(Some(socket)) = descriptors.take_unix_listener(number) {
-            let is_connection = SockRef::from(&socket).peer_addr().is_ok();
-            (Inherited::Unix(socket), is_connection)
+            check_listens(SockRef::from(&socket), descriptor)?;
+            Inherited::Unix(socket)
         } else if let Ok(Some(socket)) = descriptors.take_udp_socket(number) {
-            (Inherited::Udp(socket), false)
+            Inherited::Udp(socket)
         } else {
             bail!("descriptor {descriptor} of LISTEN_FDS is neither a TCP or Unix listener nor a UDP socket");
         };
-        if is_connection {
-            bail!(
-                "descriptor {descriptor} of LISTEN_FDS is a connection, and no listener: a socket unit needs Accept=no"
-            );
-        }
         sockets.push(socket);
     }
     Ok(sockets)
 }
 
+/// Checks that every descriptor which LISTEN_FDS promises is a socket, before anything is made for so many. Returns
+/// whether there is anything for this process.
+fn check_listen_fds() -> anyhow::Result<bool> {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let Some(count) = variable("LISTEN_FDS") else { return Ok(false) };
+    if variable("LISTEN_PID").is_some_and(|pid| pid.parse() != Ok(std::process::id())) {
+        return Ok(false); // they are for the process that started us
+    }
+    let Ok(number) = count.parse::<usize>() else { bail!("LISTEN_FDS={count} is no number of descriptors") };
+    for descriptor in (FIRST..).take(number) {
+        ensure!(
+            getsockname::<SockaddrStorage>(i32::try_from(descriptor)?) != Err(Errno::EBADF),
+            "LISTEN_FDS={count}, but descriptor {descriptor} is not open: it is to be the number of sockets that are \
+             handed over, from descriptor {FIRST} on"
+        );
+    }
+    Ok(true)
+}
+
+/// A connection passes for a listener until it is asked, and so does a socket on which nobody has called listen(2).
+fn check_listens(socket: SockRef<'_>, descriptor: usize) -> anyhow::Result<()> {
+    ensure!(
+        socket.peer_addr().is_err(),
+        "descriptor {descriptor} of LISTEN_FDS is a connection, and no listener: a socket unit needs Accept=no"
+    );
+    ensure!(
+        getsockopt(&*socket, AcceptConn) != Ok(false),
+        "descriptor {descriptor} of LISTEN_FDS does not listen: listen(2) must be called before it is handed over"
+    );
+    Ok(())
+}
+
 /// The supervisor, who may not exist.
 pub(super) struct Supervisor {
+    told: Option<Told>,
     /// How often it wants a sign of life, and when it had the last.
     watchdog: Option<(Duration, Instant)>,
 }
@@ -66,39 +108,160 @@ pub(super) struct Supervisor {
 impl Supervisor {
     /// The one that the environment tells of.
     pub fn new() -> Self {
-        // Twice as often as asked for, as sd_watchdog_enabled(3) recommends.
-        Supervisor { watchdog: sd_notify::watchdog_enabled().map(|every| (every / 2, Instant::now())) }
+        let told = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()).and_then(|name| {
+            let told = Told::new(&name).with_context(|| format!("NOTIFY_SOCKET={}", name.display()));
+            told.inspect_err(|error| warn!("the supervisor cannot be told anything: {error:#}")).ok()
+        });
+        let variable = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+        let is_ours = variable("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let watchdog = variable("WATCHDOG_USEC").filter(|_| is_ours && told.is_some());
+        Supervisor { told, watchdog: watchdog.and_then(sign_interval).map(|every| (every, Instant::now())) }
     }
 
     /// Tells that the server serves.
-    pub fn ready(&self, status: &str) {
-        tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    pub fn ready(&mut self, status: &str, now: Instant) {
+        self.tell(&format!("READY=1\nSTATUS={status}"), now);
     }
 
     /// Tells that the server is stopping.
-    pub fn stopping(&self) {
-        tell(&[NotifyState::Stopping]);
+    pub fn stopping(&mut self, now: Instant) {
+        self.tell("STOPPING=1", now);
     }
 
-    /// Gives a sign of life, if it is time for one.
+    /// Gives a sign of life, if it is time for one, and says again what could not be said.
     pub fn turn(&mut self, now: Instant) {
         if let Some((every, last)) = &mut self.watchdog
             && now >= *last + *every
         {
             *last = now;
-            tell(&[NotifyState::Watchdog]);
+            self.tell("WATCHDOG=1", now);
+        } else if let Some(told) = &mut self.told
+            && told.retry.is_some_and(|retry| now >= retry)
+        {
+            told.send(now);
         }
     }
 
     /// How long the poll may sleep until the next sign of life; `None`: for ever.
     pub fn sleep(&self, now: Instant) -> Option<Duration> {
-        self.watchdog.map(|(every, last)| (last + every).saturating_duration_since(now))
+        let retry = self.told.as_ref().and_then(|told| told.retry);
+        let sign = self.watchdog.map(|(every, last)| last + every);
+        retry.into_iter().chain(sign).min().map(|then| then.saturating_duration_since(now))
+    }
+
+    fn tell(&mut self, state: &str, now: Instant) {
+        if let Some(told) = &mut self.told {
+            told.say(state);
+            told.send(now);
+        }
     }
 }
 
-/// Without a supervisor this does nothing.
-fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!("cannot tell the supervisor: {error}");
+/// How often to give a sign of life if one is expected within so many microseconds: twice as often, as
+/// sd_watchdog_enabled(3) recommends. As there, neither 0 nor the largest number asks for any.
+fn sign_interval(microseconds: u64) -> Option<Duration> {
+    let asked = microseconds != 0 && microseconds != u64::MAX;
+    asked.then(|| (Duration::from_micros(microseconds) / 2).max(MIN_SIGN_INTERVAL))
+}
+
+/// The socket on which a supervisor is told things.
+struct Told {
+    socket: UnixDatagram,
+    address: SocketAddr,
+    /// What it has not been told yet: a line each.
+    unsaid: String,
+    /// When to try again.
+    retry: Option<Instant>,
+    /// It has been logged that it cannot be told anything.
+    warned: bool,
+}
+
+impl Told {
+    fn new(name: &OsStr) -> io::Result<Self> {
+        let address = match name.as_bytes() {
+            [b'/', ..] => SocketAddr::from_pathname(name)?,
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            [b'@', rest @ ..] => {
+                #[cfg(target_os = "android")]
+                use std::os::android::net::SocketAddrExt;
+                #[cfg(target_os = "linux")]
+                use std::os::linux::net::SocketAddrExt;
+                SocketAddr::from_abstract_name(rest)?
+            }
+            _ => {
+                let expected = "only an absolute path, or @NAME on Linux, is supported";
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, expected));
+            }
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        Ok(Told { socket, address, unsaid: String::new(), retry: None, warned: false })
+    }
+
+    /// Adds what it is to be told. Said twice is said once, so that this is bounded whatever it reads.
+    fn say(&mut self, state: &str) {
+        if !self.unsaid.lines().any(|line| line == state) {
+            self.unsaid.push_str(state);
+            self.unsaid.push('\n');
+        }
+    }
+
+    /// Tells it what it has not been told yet, if it takes it.
+    fn send(&mut self, now: Instant) {
+        self.retry = None;
+        match self.socket.send_to_addr(self.unsaid.as_bytes(), &self.address) {
+            Ok(_) => {
+                self.unsaid.clear();
+                self.warned = false;
+            }
+            // Its queue is full (EAGAIN; ENOBUFS on BSD), or nobody is there at present, as when it restarts.
+            Err(error) => {
+                self.retry = Some(now + RETRY);
+                if !std::mem::replace(&mut self.warned, true) {
+                    warn!("cannot tell the supervisor, and will try again: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sign_interval_is_half_of_what_is_asked_if_anything_is() {
+        assert_eq!(sign_interval(0), None);
+        assert_eq!(sign_interval(u64::MAX), None);
+        assert_eq!(sign_interval(1), Some(MIN_SIGN_INTERVAL));
+        assert_eq!(sign_interval(10_000_000), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn supervisor_that_does_not_read_is_told_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let reader = UnixDatagram::bind(&path).unwrap();
+        reader.set_nonblocking(true).unwrap();
+        let (now, told) = (Instant::now(), Told::new(path.as_os_str()).unwrap());
+        let mut supervisor = Supervisor { told: Some(told), watchdog: None };
+        let mut signs = 0;
+        while supervisor.sleep(now).is_none() {
+            supervisor.tell("WATCHDOG=1", now);
+            signs += 1;
+        }
+        supervisor.tell("WATCHDOG=1", now);
+        supervisor.stopping(now);
+        assert_eq!(supervisor.sleep(now), Some(RETRY));
+        let mut buffer = [0; 100];
+        for _ in 1..signs {
+            assert_eq!(reader.recv(&mut buffer).unwrap(), "WATCHDOG=1\n".len());
+        }
+        supervisor.turn(now);
+        assert_eq!(reader.recv(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock, "not before its time");
+        supervisor.turn(now + RETRY);
+        let length = reader.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"WATCHDOG=1\nSTOPPING=1\n");
+        assert_eq!(supervisor.sleep(now), None);
     }
 }

@@ -512,7 +512,7 @@ impl StatusSource for Nothing {
 #[test]
 fn silent_http_clients_give_way_to_one_that_asks() {
     let door = Door::default();
-    let mut admin = Admin::new(vec![(tokens::source(0), door.clone())], Vec::new());
+    let mut admin = Admin::new(vec![(tokens::source(0), door.clone())], Vec::new(), 64);
     let mut now = Instant::now();
     door.queue(admin::MAX_CONNECTIONS + 1);
     door.0.borrow().waiting.back().unwrap().0.borrow_mut().incoming.extend(b"GET /healthz HTTP/1.0\r\n\r\n");

@@ -11,7 +11,6 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::super::access::Refusal;
 use super::Snapshot;
-use crate::limits;
 use crate::reactor::TURN_SIZES;
 
 /// The media type of the text.
@@ -120,7 +119,7 @@ impl Collector for Snapshot {
             let unanswered = unanswered.into_iter().chain(lost);
             write.by_reason("echoloop_datagrams_unanswered", "Datagrams not sent back", unanswered)?;
         }
-        if let Some(resident) = limits::resident_memory() {
+        if let Some(resident) = super::resident_memory() {
             write.gauge("process_resident_memory", "Resident memory", bytes, resident as f64)?;
         }
         Ok(())

@@ -62,6 +62,14 @@ pub(super) trait StatusSource {
     fn activity(&self, place: usize, lately: Duration) -> Option<Activity>;
 }
 
+/// The resident memory of this process in bytes, where the system tells (proc(5)).
+fn resident_memory() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    return Some(procfs::process::Process::myself().ok()?.statm().ok()?.resident * procfs::page_size());
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 /// The listeners and connections of those who look.
 pub(super) struct Admin<A: Accept = Listener> {
     acceptor: Acceptor<A>,
@@ -73,8 +81,8 @@ pub(super) struct Admin<A: Accept = Listener> {
 }
 
 impl<A: Accept> Admin<A> {
-    /// Answers on `listeners`.
-    pub fn new(listeners: Vec<(Token, A)>, endpoints: Vec<Endpoint>) -> Self {
+    /// Answers on `listeners`, at most `max_connections` at once.
+    pub fn new(listeners: Vec<(Token, A)>, endpoints: Vec<Endpoint>, max_connections: usize) -> Self {
         let settings = Settings {
             first_token: tokens::ADMIN,
             // A request is short, and one is answered at a time.
@@ -84,7 +92,7 @@ impl<A: Accept> Admin<A> {
             ..Settings::default()
         };
         Admin {
-            acceptor: Acceptor::new(listeners, MAX_CONNECTIONS, None),
+            acceptor: Acceptor::new(listeners, max_connections, None),
             reactor: Reactor::new(Http::default(), settings),
             endpoints,
             ready: Vec::new(),

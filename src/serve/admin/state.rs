@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use super::super::access::Refusals;
 use super::StatusSource;
-use crate::limits;
 use crate::reactor::{Activity, Counters};
 
 /// Bytes that moved so long ago still count as movement: as long as the page takes from one look to the next.
@@ -62,7 +61,7 @@ pub(super) fn json(now: Instant, server: &impl StatusSource) -> String {
         accept_pauses: snapshot.summary.accept_pauses,
         refused: snapshot.summary.refusals.total(),
         messages: snapshot.messages,
-        resident: limits::resident_memory(),
+        resident: super::resident_memory(),
         counters: snapshot.summary.counters,
         datagrams: snapshot.summary.datagrams.map(|(counters, refusals): (_, Refusals)| Datagrams {
             received: counters.received,
