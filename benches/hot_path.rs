@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use echoloop::reactor::socket::Origin;
-use echoloop::reactor::{Reactor, Readiness, Settings, Stream};
+use echoloop::reactor::{Protocol, Reactor, Readiness, Settings, Source, Stream};
 use echoloop::serve::Echo;
 use mio::Token;
 
@@ -57,13 +57,19 @@ impl<const ARRIVE: u32, const TAKE: u32> Stream for Socket<ARRIVE, TAKE> {
         Ok(())
     }
 
-    fn established(&mut self) -> io::Result<bool> {
-        Ok(true)
+    fn short_read_is_conclusive(&self) -> bool {
+        true
+    }
+
+    fn short_write_is_conclusive(&self) -> bool {
+        true
     }
 }
 
-const READABLE: Readiness = Readiness { token: Token(0), readable: true, writable: false, read_closed: false };
-const WRITABLE: Readiness = Readiness { token: Token(0), readable: false, writable: true, read_closed: false };
+const NOTHING: Readiness =
+    Readiness { token: Token(0), readable: false, writable: false, read_closed: false, urgent: false };
+const READABLE: Readiness = Readiness { readable: true, ..NOTHING };
+const WRITABLE: Readiness = Readiness { writable: true, ..NOTHING };
 const EVERYTHING: u32 = u32::MAX;
 
 type Loop<const ARRIVE: u32, const TAKE: u32> = Reactor<Socket<ARRIVE, TAKE>, Echo>;
@@ -73,7 +79,12 @@ fn reactor<const ARRIVE: u32, const TAKE: u32>(connections: usize, terminator: O
     let mut reactor = Reactor::new(Echo::new(terminator, None), Settings::default());
     let now = Instant::now();
     for _ in 0..connections {
-        reactor.open(|_, echo: &mut Echo| Ok((Socket { unread: ARRIVE }, echo.state(Origin::Unix, now)))).unwrap();
+        let open = |_, echo: &mut Echo| {
+            let state =
+                Protocol::<Socket<ARRIVE, TAKE>>::accept(echo, Origin::Unix, now).expect("everybody may come in");
+            Ok((Socket { unread: ARRIVE }, state))
+        };
+        reactor.open(open).expect("there is memory");
     }
     reactor
 }
@@ -91,25 +102,25 @@ fn messages(c: &mut Criterion) {
     let mut group = c.benchmark_group("message");
     group.throughput(Throughput::Elements(1));
     let mut one = reactor::<64, EVERYTHING>(1, None);
-    group.bench_function("64 B", |b| b.iter(|| one.turn(now, [READABLE])));
+    group.bench_function("64 B", |b| b.iter(|| one.turn_with(now, [READABLE])));
     let mut matched = reactor::<64, EVERYTHING>(1, Some(b"bye"));
-    group.bench_function("64 B, two lines, terminator looked for", |b| b.iter(|| matched.turn(now, [READABLE])));
+    group.bench_function("64 B, two lines, terminator looked for", |b| b.iter(|| matched.turn_with(now, [READABLE])));
     let mut large = reactor::<65_536, EVERYTHING>(1, None);
-    group.bench_function("64 KiB", |b| b.iter(|| large.turn(now, [READABLE])));
+    group.bench_function("64 KiB", |b| b.iter(|| large.turn_with(now, [READABLE])));
     let mut pieces = reactor::<1024, EVERYTHING>(1, None);
     group.bench_function("64 KiB, arriving in 64 pieces", |b| {
-        b.iter(|| (0..64).for_each(|_| pieces.turn(now, [READABLE])));
+        b.iter(|| (0..64).for_each(|_| pieces.turn_with(now, [READABLE])));
     });
     let mut partial = reactor::<65_536, 16_384>(1, None);
     group.bench_function("64 KiB, sent in 4 parts", |b| {
         b.iter(|| {
-            partial.turn(now, [READABLE]);
-            (0..3).for_each(|_| partial.turn(now, [WRITABLE]));
-            assert_eq!(partial.counters().waiting, 0);
+            partial.turn_with(now, [READABLE]);
+            (0..3).for_each(|_| partial.turn_with(now, [WRITABLE]));
+            assert_eq!(partial.counters().waiting_bytes, 0);
         });
     });
     let mut lines = reactor::<65_535, EVERYTHING>(1, Some(b"bye"));
-    group.bench_function("64 KiB, 2,048 lines, terminator looked for", |b| b.iter(|| lines.turn(now, [READABLE])));
+    group.bench_function("64 KiB, 2,048 lines, terminator looked for", |b| b.iter(|| lines.turn_with(now, [READABLE])));
     group.finish();
 }
 
@@ -129,7 +140,7 @@ fn growth(c: &mut Criterion) {
         group.bench_function(id, |b| {
             b.iter(|| {
                 turn += 1;
-                reactor.turn(now, hundred(connections, turn));
+                reactor.turn_with(now, hundred(connections, turn));
             });
         });
     }

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let cli = Cli::from_command_line();
     logging::init(cli.verbosity(), cli.log_format());
     let outcome = match cli.command {
-        Command::Serve(flags) => serve(&(*flags).into()),
+        Command::Serve(config) => serve(&config),
         Command::Connect(flags) => connect::run(&flags.into()).map(|()| ExitCode::SUCCESS),
         Command::Bench(flags) => bench(*flags),
         Command::Report(flags) => report(&flags),

@@ -546,7 +546,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::reactor::{Reactor, Readiness, Settings};
+    use crate::reactor::{Reactor, Readiness, Settings, Source};
 
     /// A socket whose other end echoes, and that takes and gives as few bytes as its script says.
     #[derive(Clone, Default)]
@@ -608,20 +608,19 @@ mod tests {
     fn world(script: &[usize], sizes: (u64, u64), depth: u64) -> (Reactor<Echoing, Load>, Echoing) {
         let socket = Echoing::default();
         socket.0.borrow_mut().script = script.to_vec();
-        // Only WouldBlock ends reading and writing here: a short answer says nothing about what is on its way.
-        let settings = Settings { short_is_conclusive: false, ..Settings::default() };
+        let settings = Settings::default();
         let mut reactor = Reactor::new(Load::new(7, sizes, depth, None, 1, 0), settings);
         let connected = reactor.connect(|token, load| {
             load.connecting(0, token);
             Ok((socket.clone(), 0))
         });
         let token = connected.unwrap();
-        reactor.turn(Instant::now(), [everything(token)]);
+        reactor.turn_with(Instant::now(), [everything(token)]);
         (reactor, socket)
     }
 
     fn everything(token: Token) -> Readiness {
-        Readiness { token, readable: true, writable: true, read_closed: false }
+        Readiness { token, readable: true, writable: true, read_closed: false, urgent: false }
     }
 
     fn feed(reactor: &mut Reactor<Echoing, Load>) {
@@ -647,10 +646,10 @@ mod tests {
             let mut turns = 0;
             while !reactor.protocol().is_exhausted() {
                 let token = reactor.protocol().places[0].token;
-                reactor.turn(Instant::now(), [everything(token)]);
+                reactor.turn_with(Instant::now(), [everything(token)]);
                 turns += 1;
                 prop_assert!(turns < 1_000_000, "it got stuck");
-                prop_assert!(reactor.counters().waiting <= PIECE as u64, "one piece at most waits for WRITABLE");
+                prop_assert!(reactor.counters().waiting_bytes <= PIECE as u64, "one piece at most waits for WRITABLE");
                 prop_assert!(reactor.protocol().in_flight <= depth);
             }
             let load = reactor.protocol_mut();
@@ -670,7 +669,7 @@ mod tests {
             feed(&mut reactor);
             socket.0.borrow_mut().on_its_way[at] ^= flip;
             let token = reactor.protocol().places[0].token;
-            reactor.turn(Instant::now(), [everything(token)]);
+            reactor.turn_with(Instant::now(), [everything(token)]);
             let record = &reactor.protocol().record;
             prop_assert_eq!(record.errors.keys().collect::<Vec<_>>(), [&ErrorKind::Mismatch]);
             prop_assert_eq!(record.mismatches[0].offset, at as u64);
@@ -687,7 +686,7 @@ mod tests {
         feed(&mut reactor);
         let token = reactor.protocol().places[0].token;
         for turn in 0..100 {
-            let allocated = allocation_counter::measure(|| reactor.turn(Instant::now(), [everything(token)]));
+            let allocated = allocation_counter::measure(|| reactor.turn_with(Instant::now(), [everything(token)]));
             // The first turns make room in the loop's own lists, and in the scripted peer.
             assert!(turn < 2 || allocated.count_total == 0, "turn {turn}: {allocated:?}");
         }

@@ -13,7 +13,7 @@ use mio::{Registry, Token};
 use super::client::{LONGEST_DATAGRAM, Load};
 use crate::reactor::address::Endpoint;
 use crate::reactor::socket::Socket;
-use crate::reactor::{Poller, Reactor, Readiness, Settings};
+use crate::reactor::{Poller, Reactor, Readiness, Settings, Source};
 
 /// The sockets of all places, and the load on them.
 pub(super) enum Link {
@@ -41,7 +41,7 @@ impl Link {
             }
             _ => {
                 let (read_size, read_budget) = (256 * 1024, 1024 * 1024);
-                let settings = Settings { read_size, largest_read: read_size, read_budget, ..Settings::default() };
+                let settings = Settings { read_size, max_read_size: read_size, read_budget, ..Settings::default() };
                 Link::Streams(Box::new(Reactor::new(load, settings)))
             }
         }
@@ -131,7 +131,7 @@ impl Link {
     /// Serves what became ready.
     pub fn turn(&mut self, now: Instant, ready: impl Iterator<Item = Readiness>) {
         match self {
-            Link::Streams(reactor) => reactor.turn(now, ready),
+            Link::Streams(reactor) => reactor.turn_with(now, ready),
             Link::Datagrams(ports) => ports.turn(ready),
         }
     }

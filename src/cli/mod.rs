@@ -5,7 +5,6 @@
 #![allow(rustdoc::broken_intra_doc_links, reason = "the options' documentation is their help, in plain text")]
 
 use std::io::{self, IsTerminal};
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +13,6 @@ use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
-use ipnet::IpNet;
 
 use crate::bench::report::Outputs;
 use crate::bench::{Criterion, Sources};
@@ -114,7 +112,7 @@ fn with_environment(command: clap::Command) -> clap::Command {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Echo what is received on one or several addresses
-    Serve(Box<Serve>),
+    Serve(Box<serve::Config>),
     /// Send lines from standard input and print what comes back
     Connect(Connect),
     /// Load an echo service, verify every byte that comes back, and report honest latency
@@ -177,178 +175,6 @@ impl Man {
         let mut text = Vec::new();
         clap_mangen::Man::new(command).render(&mut text)?;
         Ok(stdio::print(&text)?)
-    }
-}
-
-/// The options of `serve`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Signals: SIGINT and SIGTERM stop accepting, send what is owed, close, log a summary and exit 0; a second one ends at \
-once (exit 130 or 143).
-
-A message, for --terminator, --message-limit and --print, ends at LF or CRLF, or where the socket runs dry: so a word \
-sent without a newline is a message too. Without these bytes are not looked at.
-
-Examples:
-  echoloop serve                                  this machine only
-  echoloop serve 127.0.0.1:7 udp:127.0.0.1:7 unix:/run/echo.sock   all kinds of sockets
-  echoloop serve --http 9090                      and a live page of the loop at http://127.0.0.1:9090/
-  echoloop serve 0.0.0.0:7777 '[::]:7777'         everybody, IPv4 and IPv6
-  echoloop serve --once                           one connection, one message
-  echoloop serve --accept-limit 1 --terminator bye   one connection, until it says bye
-  echoloop serve --terminator bye --print         anybody, each until it says bye
-  echoloop serve -vv --send-buffer 4KiB           watch partial sends being resumed")]
-pub struct Serve {
-    /// Where to listen: HOST:PORT or [IPV6]:PORT, with udp: before it for datagrams, or unix:PATH for a socket file
-    /// (unix:@NAME is an abstract name, on Linux). Port 0 takes a free one; a name means all its addresses that this
-    /// machine has; [::] is IPv6 alone [default: 127.0.0.1:7777, or the sockets that systemd hands over]
-    #[arg(value_name = "ADDR")]
-    addresses: Vec<Address>,
-
-    /// Close a connection after echoing a message equal to WORD
-    #[arg(long, value_name = "WORD", value_parser = values::word)]
-    terminator: Option<String>,
-
-    /// Close a connection after echoing N messages; the rest of what was read with the last one is not echoed
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    message_limit: Option<u64>,
-
-    /// Stop listening after N connections, and exit 0 when the last has closed
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    accept_limit: Option<u64>,
-
-    /// One connection, one message: --accept-limit 1 --message-limit 1
-    #[arg(long, conflicts_with_all = ["accept_limit", "message_limit"])]
-    once: bool,
-
-    /// Print each message with its peer's address on standard output. Control characters and bytes that are not
-    /// UTF-8 are escaped; a line that ends in a single \ is continued. What a slow reader leaves unread is left out,
-    /// beyond 2 MiB
-    #[arg(long)]
-    print: bool,
-
-    /// Serve at most N connections at once; who comes beyond waits in the backlog until there is room. By default
-    /// what the limit on open files allows, after it has been raised as far as it goes
-    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
-    max_connections: Option<usize>,
-
-    /// Close connections on which nothing moved in either direction for DUR, such as 30s or 5m. Bytes that a slow
-    /// reader takes count; a peer that takes nothing of what waits for it is stalled, and closed too
-    #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
-    idle_timeout: Option<Duration>,
-
-    /// How long a stop may take to send what is owed
-    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::duration)]
-    drain_timeout: Duration,
-
-    /// Connections that the kernel keeps waiting until they are accepted. A short backlog makes bursts of connects
-    /// crawl: what does not fit is dropped, and tries again after a second
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
-    backlog: u32,
-
-    /// Receive buffer of each connection in the kernel, such as 64KiB (SO_RCVBUF); by default the kernel tunes it
-    #[arg(long, value_name = "SIZE", value_parser = values::buffer_size)]
-    recv_buffer: Option<usize>,
-
-    /// Send buffer of each connection in the kernel (SO_SNDBUF); by default the kernel tunes it. A tiny one, 4KiB,
-    /// makes partial sends visible at -vv
-    #[arg(long, value_name = "SIZE", value_parser = values::buffer_size)]
-    send_buffer: Option<usize>,
-
-    /// Leave Nagle's algorithm on: small sends wait for the acknowledgement of earlier ones. By default TCP_NODELAY
-    /// is set
-    #[arg(long)]
-    nagle: bool,
-
-    /// Let other processes listen on the same addresses; the kernel shares the connections out among them: one process
-    /// a core, each on its own (SO_REUSEPORT)
-    #[arg(long)]
-    reuse_port: bool,
-
-    /// Before sleeping in the poll, spin so long, such as 50us: lower latency, for a busy core. Only while events come
-    /// as close as that
-    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
-    busy_poll: Duration,
-
-    /// Log a line of counters so often
-    #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
-    stats_interval: Option<Duration>,
-
-    /// Show over HTTP what goes on inside: / is a live page, /metrics for Prometheus, /healthz for health checks. A port
-    /// alone is on 127.0.0.1; whoever may connect may look. May be given several times
-    #[arg(long, value_name = "ADDR", value_parser = values::http_address, help_heading = "Seeing inside")]
-    http: Vec<Address>,
-
-    /// Let in only who comes from one of these networks, such as 10.0.0.0/8, 2001:db8::/32 or a single address. May be
-    /// given several times
-    #[arg(long, value_name = "CIDR", value_parser = values::network, help_heading = "Access control")]
-    allow: Vec<IpNet>,
-
-    /// Reject who comes from one of these networks, whatever --allow says. May be given several times
-    #[arg(long, value_name = "CIDR", value_parser = values::network, help_heading = "Access control")]
-    deny: Vec<IpNet>,
-
-    /// Reject clients that already have N connections, by IPv4 address or IPv6 network: see --ipv6-prefix
-    #[arg(long, value_name = "N", value_parser = values::at_least_one, help_heading = "Access control")]
-    max_per_source: Option<usize>,
-
-    /// IPv6 addresses whose first BITS are the same count as one client, for --max-per-source and --datagram-rate: a host
-    /// has a whole /64 to choose from
-    #[arg(long, value_name = "BITS", default_value_t = 64, value_parser = clap::value_parser!(u8).range(0..=128),
-        help_heading = "Access control")]
-    ipv6_prefix: u8,
-
-    /// Accept at most R connections in any second, and reject further ones
-    #[arg(long, value_name = "R", help_heading = "Access control")]
-    accept_rate: Option<NonZeroU32>,
-
-    /// Answer at most R datagrams in any second to one client
-    #[arg(long, value_name = "R", help_heading = "Access control")]
-    datagram_rate: Option<NonZeroU32>,
-
-    /// Each connection begins with a PROXY header, version 1 or 2, in which a balancer tells the client's address, for
-    /// the log, --print and the limits. Without a proper one within 5s it is closed
-    #[arg(long, help_heading = "Access control")]
-    proxy_protocol: bool,
-
-    /// Believe the PROXY header of who connects from one of these networks, the balancers', and reject everybody else;
-    /// over a unix: socket its permissions decide. Implies --proxy-protocol. May be given several times
-    #[arg(long, value_name = "CIDR", value_parser = values::network, help_heading = "Access control")]
-    proxy_from: Vec<IpNet>,
-}
-
-impl From<Serve> for serve::Config {
-    fn from(flags: Serve) -> Self {
-        serve::Config {
-            addresses: flags.addresses,
-            http: flags.http,
-            access: serve::AccessOptions {
-                allow: flags.allow,
-                deny: flags.deny,
-                max_per_source: flags.max_per_source,
-                accept_rate: flags.accept_rate,
-                datagram_rate: flags.datagram_rate,
-                ipv6_prefix: flags.ipv6_prefix,
-                proxy_protocol: flags.proxy_protocol || !flags.proxy_from.is_empty(),
-                proxy_from: flags.proxy_from,
-            },
-            terminator: flags.terminator.map(String::into_bytes),
-            message_limit: if flags.once { Some(1) } else { flags.message_limit },
-            accept_limit: if flags.once { Some(1) } else { flags.accept_limit },
-            print: flags.print,
-            max_connections: flags.max_connections,
-            idle_timeout: flags.idle_timeout,
-            drain_timeout: flags.drain_timeout,
-            sockets: serve::SocketOptions {
-                backlog: flags.backlog,
-                recv_buffer: flags.recv_buffer,
-                send_buffer: flags.send_buffer,
-                nagle: flags.nagle,
-                reuse_port: flags.reuse_port,
-            },
-            busy_poll: flags.busy_poll,
-            stats_interval: flags.stats_interval,
-        }
     }
 }
 

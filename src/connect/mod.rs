@@ -21,7 +21,7 @@ use mio::{Registry, Token, Waker};
 
 use crate::reactor::address::{Address, Endpoint};
 use crate::reactor::socket::Socket;
-use crate::reactor::{CloseReason, Poller, Protocol, Reactor, Settings, Stream, Transport};
+use crate::reactor::{CloseReason, Poller, Protocol, Reactor, Settings, Source, Stream, Transport};
 
 const INPUT: Token = Token(usize::MAX - 1);
 
@@ -176,7 +176,7 @@ impl<'a> Client<'a> {
             }
             let sleep = if more { Some(Duration::ZERO) } else { self.reactor.sleep(Instant::now()) };
             let (now, ready) = self.poller.wait(sleep)?;
-            self.reactor.turn(now, ready.filter(|readiness| readiness.token != INPUT));
+            self.reactor.turn_with(now, ready.filter(|readiness| readiness.token != INPUT));
         }
     }
 

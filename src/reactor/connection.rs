@@ -1,17 +1,27 @@
 //! One peer's state machine.
 //!
 //! A [`Connection`] owns a non-blocking socket and everything that must be remembered about it between two events:
-//! whether it may still hold bytes to read, the bytes that a `send` did not take, and how far its two directions
-//! have got towards the end. Each method makes one step and says what came of it; none of them blocks, loops for
-//! ever, or trusts that readiness was real.
+//! whether it may still hold bytes to read, the bytes that a `send` did not take, and how far its two directions have got
+//! towards the end. Each method makes one step and says what came of it; none of them blocks, loops for ever, or trusts
+//! that readiness was real. It touches the world only through [`Stream`], so that a test can be the kernel.
 //!
-//! It does not know about polls, tokens, other connections or protocols, and it touches the world only through
-//! [`Stream`], so that a test can be the kernel.
+//! ```text
+//!  input:   open ──eof──▶ ended            output:  connecting ─▶ open ──close──▶ finishing ──flushed──▶ shut
+//!             └─close─▶ discarded ─eof─▶ ended                     (after `close`, a deadline bounds both)
+//! ```
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::time::Duration;
 
 use super::outbound::{self, Outbound, Sent};
 use super::timer_wheel::Millis;
+
+/// How long a connection that has been closed, and has sent everything, waits for the peer's end before it is dropped. A
+/// bound is needed whatever the peer does, for it may never close, or go on sending.
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the peer of a connection that has been closed may take to read what still waits for it.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A non-blocking byte stream: `read` and `write` fail with `WouldBlock` instead of waiting.
 pub trait Stream: Read + Write {
@@ -28,8 +38,44 @@ pub trait Stream: Read + Write {
     /// # Errors
     ///
     /// Why the connection could not be opened, as when nobody listens.
-    fn established(&mut self) -> io::Result<bool>;
+    fn established(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    /// Has the peer told, when the socket is dropped, that bytes are missing: by a reset instead of an end, where there
+    /// is such a thing (RFC 1122, 4.2.2.13).
+    fn reset_on_drop(&mut self) {}
+
+    /// Whether a read that leaves room in the buffer proves that nothing more has arrived, so that the read that would
+    /// only say WouldBlock can be saved. It does not where edges are emulated (see [`EDGES`]), on Unix sockets, where a
+    /// read ends behind bytes that carry descriptors (unix(7)), or over a stream with records of its own. That urgent
+    /// data ends a read too is the [`Connection`]'s business, where the poll can tell of it.
+    fn short_read_is_conclusive(&self) -> bool {
+        false
+    }
+
+    /// Whether a write that took a part proves that there is no room for more.
+    fn short_write_is_conclusive(&self) -> bool {
+        false
+    }
 }
+
+/// Whether the poll delivers edges of the kernel's (epoll, kqueue). Where mio makes them up from levels (its `poll(2)`
+/// fallback), the next edge is armed by WouldBlock alone, and anything that saves the call that says so would wait for
+/// ever (tokio PR 5881).
+pub const EDGES: bool = cfg!(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "macos",
+    target_os = "ios",
+    target_os = "freebsd",
+    target_os = "netbsd",
+    target_os = "openbsd",
+    target_os = "dragonfly"
+)) && !cfg!(mio_unsupported_force_poll_poll);
+
+/// Whether the poll tells of urgent data (`EPOLLPRI`). Where it does not, a short read over TCP proves nothing.
+pub const TELLS_URGENT: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 impl Stream for mio::net::TcpStream {
     fn shutdown_write(&mut self) -> io::Result<()> {
@@ -41,13 +87,27 @@ impl Stream for mio::net::TcpStream {
             return Err(error);
         }
         match self.peer_addr() {
-            // Where nobody listens at a port that the system gives to outgoing connections, TCP can connect a socket to
-            // itself (RFC 9293, 3.5: simultaneous open). It is nobody all the same.
-            Ok(peer) if self.local_addr()? == peer => Err(ErrorKind::ConnectionRefused.into()),
+            // Where nobody listens on a port of the ephemeral range, a connect may meet itself (RFC 9293, 3.5).
+            Ok(peer) if self.local_addr()? == peer => {
+                Err(io::Error::new(ErrorKind::ConnectionRefused, "nobody listens: the connection met itself"))
+            }
             Ok(_) => Ok(true),
             Err(error) if error.kind() == ErrorKind::NotConnected => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    fn reset_on_drop(&mut self) {
+        // It fails on a socket that is reset already, and then there is nothing to tell.
+        let _ = socket2::SockRef::from(&*self).set_linger(Some(Duration::ZERO));
+    }
+
+    fn short_read_is_conclusive(&self) -> bool {
+        EDGES && TELLS_URGENT
+    }
+
+    fn short_write_is_conclusive(&self) -> bool {
+        EDGES
     }
 }
 
@@ -56,26 +116,10 @@ impl Stream for mio::net::UnixStream {
         self.shutdown(std::net::Shutdown::Write)
     }
 
-    /// Opening a Unix connection does not take time (unix(7)).
-    fn established(&mut self) -> io::Result<bool> {
-        Ok(true)
+    fn short_write_is_conclusive(&self) -> bool {
+        EDGES
     }
 }
-
-/// Whether a short `read` or `write` proves that the socket has no more to give or to take.
-///
-/// It does where the kernel delivers edges (epoll, kqueue). Where mio makes them up from levels (its `poll(2)`
-/// fallback), the next edge is armed by WouldBlock alone, and the shortcut would wait for ever (tokio PR 5881).
-pub const SHORT_IS_CONCLUSIVE: bool = cfg!(any(
-    target_os = "linux",
-    target_os = "android",
-    target_os = "macos",
-    target_os = "ios",
-    target_os = "freebsd",
-    target_os = "netbsd",
-    target_os = "openbsd",
-    target_os = "dragonfly"
-)) && !cfg!(mio_unsupported_force_poll_poll);
 
 /// The receiving direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,8 +148,8 @@ enum Output {
 /// What one `receive` came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Received {
-    /// So many bytes; `dry` if they are known to be all there was.
-    Bytes { count: usize, dry: bool },
+    /// So many bytes; `drained` if they are known to be all there was.
+    Bytes { count: usize, drained: bool },
     /// Nothing, for now.
     WouldBlock,
     /// The peer has closed its side.
@@ -117,7 +161,7 @@ pub(super) enum Received {
 pub(super) struct Connection<S> {
     pub socket: S,
     outbound: Outbound,
-    /// When a byte last moved, in either direction.
+    /// When a byte last moved, in either direction; once it is closing, when this stage of that began.
     pub moved_at: Millis,
     input: Input,
     output: Output,
@@ -126,9 +170,12 @@ pub(super) struct Connection<S> {
     readable: bool,
     /// No send has come short since the last WRITABLE.
     writable: bool,
-    /// An event has said that the peer has closed its side, so the end of the stream is still to be read, and no
-    /// further edge will announce it.
-    read_closed: bool,
+    /// An event has said something after which a short read proves nothing: that the peer has closed its side, so that
+    /// the end of the stream is still to be read and no further edge will announce it (tokio PR 4840), or that urgent
+    /// data has come, in front of which a read ends (tcp(7)). A read that says WouldBlock clears it.
+    short_read_is_inconclusive: bool,
+    /// [`close`](Connection::close) was called, so what the peer may still take has a deadline.
+    closing: bool,
     /// Its key is in the ready queue.
     pub queued: bool,
     /// How often the size of its reads has been doubled.
@@ -146,7 +193,8 @@ impl<S: Stream> Connection<S> {
             output: if connecting { Output::Connecting } else { Output::Open },
             readable: false,
             writable: !connecting,
-            read_closed: false,
+            short_read_is_inconclusive: false,
+            closing: false,
             queued: false,
             growth: 0,
         }
@@ -154,10 +202,10 @@ impl<S: Stream> Connection<S> {
 
     /// Notes what a poll reported. All of it is hints: a stale event of a predecessor in the same slab slot does no
     /// harm, for every step survives WouldBlock.
-    pub fn mark(&mut self, readable: bool, writable: bool, read_closed: bool) {
-        self.readable |= readable | read_closed;
+    pub fn note(&mut self, readable: bool, writable: bool, short_read_is_inconclusive: bool) {
+        self.readable |= readable | short_read_is_inconclusive;
         self.writable |= writable;
-        self.read_closed |= read_closed;
+        self.short_read_is_inconclusive |= short_read_is_inconclusive;
     }
 
     pub fn input(&self) -> Input {
@@ -177,15 +225,9 @@ impl<S: Stream> Connection<S> {
     /// for its peer wait.
     pub fn has_work(&self, full_duplex: bool) -> bool {
         if self.is_connecting() {
-            return self.writable | self.readable;
+            return self.writable; // READABLE says nothing about how the opening went
         }
         self.may_receive(full_duplex) || self.may_flush()
-    }
-
-    /// Whether something comes before receiving: the connection is still being opened, or bytes that waited can be
-    /// sent.
-    pub fn has_work_before_receiving(&self) -> bool {
-        self.is_connecting() || self.may_flush()
     }
 
     /// Whether to read: not while bytes wait to be sent, for a peer that sends and does not read would make them
@@ -230,8 +272,13 @@ impl<S: Stream> Connection<S> {
         Ok(true)
     }
 
-    /// Reads once. `conclusive`: see [`SHORT_IS_CONCLUSIVE`].
-    pub fn receive(&mut self, into: &mut [u8], conclusive: bool, now: Millis) -> io::Result<Received> {
+    /// Whether everything that had arrived has been read.
+    pub fn is_read_drained(&self) -> bool {
+        !self.readable
+    }
+
+    /// Reads once.
+    pub fn receive(&mut self, into: &mut [u8], now: Millis) -> io::Result<Received> {
         loop {
             return match self.socket.read(into) {
                 Ok(0) => {
@@ -240,19 +287,19 @@ impl<S: Stream> Connection<S> {
                     Ok(Received::End)
                 }
                 Ok(count) => {
-                    // A read that leaves room in the buffer has emptied the socket, so the read that would only say
-                    // WouldBlock is saved; unless the peer has closed its side: the end is then still to be read,
-                    // and no edge will come for it (tokio PR 4840).
-                    let dry = conclusive && count < into.len() && !self.read_closed;
-                    self.readable = !dry;
+                    let drained = count < into.len()
+                        && self.socket.short_read_is_conclusive()
+                        && !self.short_read_is_inconclusive;
+                    self.readable = !drained;
                     if self.input == Input::Open {
                         self.moved_at = now;
                     }
-                    Ok(Received::Bytes { count, dry })
+                    Ok(Received::Bytes { count, drained })
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.readable = false;
+                    self.short_read_is_inconclusive = false;
                     Ok(Received::WouldBlock)
                 }
                 Err(error) => Err(error),
@@ -261,19 +308,19 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Sends `bytes`: what the socket does not take now waits for WRITABLE. Returns how many bytes it took.
-    pub fn send(&mut self, bytes: &[u8], conclusive: bool, now: Millis) -> io::Result<usize> {
+    pub fn send(&mut self, bytes: &[u8], now: Millis) -> io::Result<usize> {
         debug_assert!(matches!(self.output, Output::Open), "nothing is sent after close()");
         if !self.outbound.is_empty() {
-            self.outbound.push(bytes); // behind those that wait: the order is the stream
+            self.outbound.push(bytes)?; // behind those that wait: the order is the stream
             return Ok(0);
         }
-        match outbound::write(&mut self.socket, bytes, conclusive)? {
+        match outbound::write(&mut self.socket, bytes)? {
             Sent::All => {
                 self.moved_at = now;
                 Ok(bytes.len())
             }
             Sent::Part(taken) => {
-                self.outbound.push(&bytes[taken..]);
+                self.outbound.push(&bytes[taken..])?;
                 self.writable = false;
                 self.growth = 0;
                 if taken > 0 {
@@ -285,13 +332,13 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Sends what waits, as far as the socket takes it, and returns how many bytes that was.
-    pub fn flush(&mut self, conclusive: bool, now: Millis) -> io::Result<usize> {
+    pub fn flush(&mut self, now: Millis) -> io::Result<usize> {
         if !self.may_flush() {
             return Ok(0);
         }
-        let taken = self.outbound.drain_into(&mut self.socket, conclusive)?;
+        let taken = self.outbound.drain_into(&mut self.socket)?;
         self.writable = self.outbound.is_empty();
-        if taken > 0 {
+        if taken > 0 && !self.closing {
             self.moved_at = now;
         }
         Ok(taken)
@@ -304,11 +351,14 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Nothing more will be sent than what waits, and what comes in is thrown away.
-    pub fn close(&mut self) {
+    /// Nothing more will be sent than what waits, and what comes in is discarded. If the peer has ended its side already,
+    /// it may take what waits in its own time; otherwise it has a deadline.
+    pub fn close(&mut self, now: Millis) {
         self.shutdown_write();
         if self.input == Input::Open {
             self.input = Input::Discarded;
+            self.closing = true;
+            self.moved_at = now;
         }
     }
 
@@ -322,23 +372,32 @@ impl<S: Stream> Connection<S> {
         matches!(self.output, Output::Finishing | Output::Shut)
     }
 
-    /// Whether everything has been sent, the peer has been told, and only its own end is awaited.
-    pub fn is_lingering(&self) -> bool {
-        self.output == Output::Shut && self.input == Input::Discarded
+    /// When a connection that has been closed is dropped, whatever the peer does until then.
+    pub fn closing_due(&self) -> Option<Millis> {
+        let timeout = if self.output == Output::Shut { LINGER_TIMEOUT } else { CLOSE_TIMEOUT };
+        self.closing.then(|| self.moved_at + timeout.as_millis() as Millis)
     }
 
-    /// Makes the end known once everything that waited has left. Returns whether the connection is over, so that it
-    /// may be dropped.
+    /// Whether dropping the socket now would lose bytes that the peer is to have.
+    pub fn would_lose_bytes(&self) -> bool {
+        !self.is_connecting() && (self.output != Output::Shut || !self.outbound.is_empty())
+    }
+
+    /// Makes the end known once everything that waited has left. Returns whether the connection is over, so that it may
+    /// be dropped.
     ///
-    /// A socket that is closed with unread bytes in it answers with a reset, and the peer's kernel may then throw
-    /// away what it has received but not yet delivered (RFC 1122, 4.2.2.13). So our side is shut first, and the rest
-    /// of the peer's bytes are read and thrown away until its end is seen: the lingering close that nginx does too.
-    pub fn settle(&mut self) -> io::Result<bool> {
+    /// A socket that is closed with unread bytes in it answers with a reset, and the peer's kernel may then throw away
+    /// what it has received but not yet delivered (RFC 1122, 4.2.2.13). So our side is shut first, and the rest of the
+    /// peer's bytes are read and discarded until its end is seen: the lingering close that nginx does too.
+    pub fn settle(&mut self, now: Millis) -> io::Result<bool> {
         if self.output == Output::Finishing && self.outbound.is_empty() {
             if self.input != Input::Ended {
                 self.socket.shutdown_write()?;
             }
             self.output = Output::Shut;
+            if self.closing {
+                self.moved_at = now;
+            }
         }
         Ok(self.output == Output::Shut && self.input == Input::Ended)
     }

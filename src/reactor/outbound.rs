@@ -7,7 +7,9 @@
 //! This module knows how to keep and to drain bytes. It does not know when to: that is the connection's business.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
+
+use super::connection::Stream;
 
 /// A queue of bytes waiting for room in the socket's send buffer.
 ///
@@ -37,10 +39,17 @@ impl Outbound {
     }
 
     /// Puts `bytes` behind those that wait already.
-    pub fn push(&mut self, bytes: &[u8]) {
+    ///
+    /// # Errors
+    ///
+    /// `OutOfMemory` if there is none for them.
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         if !bytes.is_empty() {
-            self.0.get_or_insert_default().extend(bytes);
+            let waiting = self.0.get_or_insert_default();
+            waiting.try_reserve(bytes.len()).map_err(|_| ErrorKind::OutOfMemory)?;
+            waiting.extend(bytes);
         }
+        Ok(())
     }
 
     /// Writes what waits to `socket`, as far as it takes it, and returns how many bytes it took.
@@ -49,14 +58,14 @@ impl Outbound {
     ///
     /// What the socket reports, WouldBlock and Interrupted excepted. The bytes it had taken by then are gone from
     /// the queue.
-    pub fn drain_into(&mut self, socket: &mut impl Write, short_means_full: bool) -> io::Result<usize> {
+    pub fn drain_into(&mut self, socket: &mut impl Stream) -> io::Result<usize> {
         let mut total = 0;
         while let Some(waiting) = &mut self.0 {
             // A `VecDeque` may wrap around; one contiguous piece a call keeps a scripted socket simple, and the
             // queue is contiguous anyway unless bytes were pushed behind others that had been partly sent.
             let piece = waiting.as_slices().0;
             let offered = piece.len();
-            let sent = write(socket, piece, short_means_full)?;
+            let sent = write(socket, piece)?;
             let taken = match sent {
                 Sent::All => offered,
                 Sent::Part(taken) => taken,
@@ -75,22 +84,21 @@ impl Outbound {
 
 /// Writes `bytes` until the socket has taken all of them or has no room left.
 ///
-/// This is the one place where a partial `send` is seen. `short_means_full` says that a short write proves the send
-/// buffer full, so that the next `send`, which could only say WouldBlock, is saved (epoll(7), on EPOLLET). Without
-/// it only WouldBlock counts.
+/// This is the one place where a partial `send` is seen. Where a short write proves the send buffer full, the next
+/// `send`, which could only say WouldBlock, is saved (epoll(7), on EPOLLET); elsewhere only WouldBlock counts.
 ///
 /// # Errors
 ///
 /// What the socket reports, WouldBlock and Interrupted excepted; a socket that takes no byte and reports no error
 /// is an error of its own (`WriteZero`), for waiting would wait for ever.
-pub(super) fn write(socket: &mut impl Write, bytes: &[u8], short_means_full: bool) -> io::Result<Sent> {
+pub(super) fn write(socket: &mut impl Stream, bytes: &[u8]) -> io::Result<Sent> {
     let mut taken = 0;
     while taken < bytes.len() {
         match socket.write(&bytes[taken..]) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(n) => {
                 taken += n;
-                if short_means_full {
+                if socket.short_write_is_conclusive() {
                     break;
                 }
             }

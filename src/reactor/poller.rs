@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Registry};
 
-use super::Readiness;
+use super::source::Readiness;
 
 /// Events taken from the kernel at once. 16 measure slower; 64 to 1024 measure alike.
 const EVENTS: usize = 1024;
@@ -60,11 +60,14 @@ impl Poller {
         self.poll.registry()
     }
 
-    /// What a connection is registered for, once and for its whole life. mio registers edge-triggered, so interest
-    /// in WRITABLE costs nothing while nobody waits for it, and reregistering, a system call each time, is never
-    /// needed.
+    /// What a connection is registered for, once and for its whole life. mio registers edge-triggered, so interest in
+    /// WRITABLE costs nothing while nobody waits for it, and reregistering, a system call each time, is never needed.
+    /// Urgent data is asked for where the poll can tell of it (`EPOLLPRI`).
     pub fn interest() -> Interest {
-        Interest::READABLE | Interest::WRITABLE
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let interest = interest | Interest::PRIORITY;
+        interest
     }
 
     /// Waits until something becomes ready or `timeout` has passed (`None`: for ever), and returns the time and
@@ -89,6 +92,7 @@ impl Poller {
             readable: event.is_readable() || event.is_error(),
             writable: event.is_writable() || event.is_error(),
             read_closed: event.is_read_closed(),
+            urgent: event.is_priority(),
         });
         Ok((now, ready))
     }

@@ -15,7 +15,7 @@ use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-use super::Stream;
+use super::connection::Stream;
 
 /// A non-blocking stream socket.
 #[derive(Debug)]
@@ -156,6 +156,18 @@ impl Stream for Socket {
 
     fn established(&mut self) -> io::Result<bool> {
         either!(self, stream => stream.established())
+    }
+
+    fn reset_on_drop(&mut self) {
+        either!(self, stream => stream.reset_on_drop())
+    }
+
+    fn short_read_is_conclusive(&self) -> bool {
+        either!(self, stream => stream.short_read_is_conclusive())
+    }
+
+    fn short_write_is_conclusive(&self) -> bool {
+        either!(self, stream => stream.short_write_is_conclusive())
     }
 }
 

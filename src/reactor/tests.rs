@@ -1,183 +1,59 @@
 //! The connection state machine and the loop against sockets that follow a script.
 //!
-//! A [`Scripted`] socket answers each call as its script says: short reads, short writes, WouldBlock, Interrupted,
+//! A [`Scripted`](super::super::scripted) socket answers each call as its script says: short reads, short writes, WouldBlock, Interrupted,
 //! resets, in any order. What is tested here are the facts of non-blocking I/O, one by one, and then any
 //! interleaving of them.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::rc::Rc;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use mio::Token;
 use proptest::prelude::*;
+use rustix::io::Errno;
 
-use super::outbound::Outbound;
+use super::super::outbound::Outbound;
+use super::super::scripted::Answer::{self, *};
+use super::super::scripted::{Scripted, ScriptedListener, Wire, read_closed, readable, writable};
+use super::super::socket::Origin;
+use super::super::{CLOSE_TIMEOUT, LINGER_TIMEOUT, Refusal};
 use super::*;
 
 const READ_SIZE: usize = 16;
 
-/// What one call to `read` or `write` answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
-    /// At most so many bytes.
-    Take(usize),
-    WouldBlock,
-    Interrupted,
-    Reset,
-    /// The end of the stream.
-    End,
-}
-use Answer::*;
-
-#[derive(Default)]
-struct Script {
-    reads: VecDeque<Answer>,
-    writes: VecDeque<Answer>,
-    /// The bytes that were read, which count up from 0 and wrap, so that a lost, repeated or swapped byte shows.
-    read: Vec<u8>,
-    written: Vec<u8>,
-    read_calls: usize,
-    write_calls: usize,
-    shut: bool,
-    shutdown_fails: bool,
-    established: Option<ErrorKind>,
-    connecting: bool,
-    dropped: bool,
-}
-
-/// A socket that follows a script. Once the script is over, a read would block and a write takes everything.
-#[derive(Clone, Default)]
-struct Kernel(Rc<RefCell<Script>>);
-
-struct Scripted(Kernel);
-
-impl Drop for Scripted {
-    fn drop(&mut self) {
-        self.0.0.borrow_mut().dropped = true;
-    }
-}
-
-impl Read for Scripted {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let mut script = self.0.0.borrow_mut();
-        script.read_calls += 1;
-        match script.reads.pop_front().unwrap_or(WouldBlock) {
-            Take(count) => {
-                let count = count.clamp(1, into.len());
-                let from = script.read.len();
-                let bytes: Vec<u8> = (from..from + count).map(|number| number as u8).collect();
-                into[..count].copy_from_slice(&bytes);
-                script.read.extend(bytes);
-                Ok(count)
-            }
-            WouldBlock => Err(ErrorKind::WouldBlock.into()),
-            Interrupted => Err(ErrorKind::Interrupted.into()),
-            Reset => Err(ErrorKind::ConnectionReset.into()),
-            End => Ok(0),
-        }
-    }
-}
-
-impl Write for Scripted {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut script = self.0.0.borrow_mut();
-        assert!(!script.shut, "written after shutdown");
-        script.write_calls += 1;
-        match script.writes.pop_front().unwrap_or(Take(usize::MAX)) {
-            Take(count) => {
-                let count = count.clamp(1, bytes.len());
-                script.written.extend(&bytes[..count]);
-                Ok(count)
-            }
-            WouldBlock => Err(ErrorKind::WouldBlock.into()),
-            Interrupted => Err(ErrorKind::Interrupted.into()),
-            Reset | End => Err(ErrorKind::BrokenPipe.into()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Stream for Scripted {
-    fn shutdown_write(&mut self) -> io::Result<()> {
-        let mut script = self.0.0.borrow_mut();
-        if script.shutdown_fails {
-            return Err(ErrorKind::NotConnected.into());
-        }
-        script.shut = true;
-        Ok(())
-    }
-
-    fn established(&mut self) -> io::Result<bool> {
-        let script = self.0.0.borrow();
-        script.established.map_or(Ok(!script.connecting), |kind| Err(kind.into()))
-    }
-}
-
-impl Kernel {
-    fn reads(&self, answers: &[Answer]) -> &Self {
-        self.0.borrow_mut().reads.extend(answers);
-        self
-    }
-
-    fn writes(&self, answers: &[Answer]) -> &Self {
-        self.0.borrow_mut().writes.extend(answers);
-        self
-    }
-
-    /// Calls of `read` and `write` so far.
-    fn calls(&self) -> (usize, usize) {
-        let script = self.0.borrow();
-        (script.read_calls, script.write_calls)
-    }
-
-    /// Asserts that everything read so far has been written, and how much that was.
-    #[track_caller]
-    fn assert_echoed(&self, count: usize) {
-        let script = self.0.borrow();
-        assert_eq!(script.written, script.read);
-        assert_eq!(script.written.len(), count);
-    }
-
-    fn dropped(&self) -> bool {
-        self.0.borrow().dropped
-    }
-
-    fn shut(&self) -> bool {
-        self.0.borrow().shut
-    }
-}
-
 /// What is received is sent back; and what happened is noted.
 #[derive(Default)]
 struct Mirror {
-    /// Finish after so many bytes.
-    finish_after: Option<usize>,
+    /// Close after so many bytes.
+    close_after: Option<usize>,
+    /// When each connection is given up that has received nothing.
+    due: Option<Instant>,
     seen: Vec<String>,
 }
 
 impl<S: Stream> Protocol<S> for Mirror {
     type State = usize;
 
+    fn accept(&mut self, _: Origin, _: Instant) -> Result<usize, Refusal> {
+        Ok(0)
+    }
     fn opened(&mut self, _: &mut Transport<'_, S>, _: &mut usize) {
-        self.seen.push("made".into());
+        self.seen.push("opened".into());
     }
     fn received(&mut self, transport: &mut Transport<'_, S>, total: &mut usize, bytes: &[u8]) {
         *total += bytes.len();
         transport.write(bytes);
-        if self.finish_after.is_some_and(|limit| *total >= limit) {
+        if self.close_after.is_some_and(|limit| *total >= limit) {
             transport.close();
         }
     }
+    fn deadline(&self, total: &usize) -> Option<Instant> {
+        self.due.filter(|_| *total == 0)
+    }
     fn read_drained(&mut self, _: &mut Transport<'_, S>, _: &mut usize) {
-        self.seen.push("dry".into());
+        self.seen.push("read_drained".into());
     }
     fn flushed(&mut self, _: &mut Transport<'_, S>, _: &mut usize) {
-        self.seen.push("drained".into());
+        self.seen.push("flushed".into());
     }
     fn closed(&mut self, _: Token, _: usize, reason: &CloseReason) {
         self.seen.push(match reason {
@@ -201,25 +77,24 @@ impl World {
     fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings {
             read_size: READ_SIZE,
-            largest_read: READ_SIZE,
+            max_read_size: READ_SIZE,
             read_budget: 4 * READ_SIZE,
-            idle_timeout: None,
-            short_is_conclusive: true,
             first_token: 1000,
+            ..Settings::default()
         };
         change(&mut settings);
         let reactor = Reactor::new(Mirror::default(), settings);
         World { now: reactor.began, reactor }
     }
 
-    fn open(&mut self) -> (Token, Kernel) {
-        let kernel = Kernel::default();
-        let token = self.reactor.open(|_, _| Ok((Scripted(kernel.clone()), 0))).unwrap();
+    fn open(&mut self) -> (Token, Wire) {
+        let kernel = Wire::default();
+        let token = self.reactor.open(|_, _| Ok((kernel.socket(), 0))).unwrap();
         (token, kernel)
     }
 
     fn turn(&mut self, ready: &[Readiness]) {
-        self.reactor.turn(self.now, ready.iter().copied());
+        self.reactor.turn_with(self.now, ready.iter().copied());
     }
 
     fn pass(&mut self, time: Duration) {
@@ -234,16 +109,6 @@ impl World {
     fn seen(&mut self) -> Vec<String> {
         std::mem::take(&mut self.reactor.protocol_mut().seen)
     }
-}
-
-fn readable(token: Token) -> Readiness {
-    Readiness { token, readable: true, writable: false, read_closed: false }
-}
-fn writable(token: Token) -> Readiness {
-    Readiness { token, readable: false, writable: true, read_closed: false }
-}
-fn read_closed(token: Token) -> Readiness {
-    Readiness { token, readable: true, writable: false, read_closed: true }
 }
 
 #[test]
@@ -274,9 +139,9 @@ fn what_a_send_did_not_take_waits_for_writable_and_is_sent_once() {
     world.turn(&[writable(token)]);
     kernel.assert_echoed(10);
     assert_eq!(world.waiting(token), 0);
-    assert!(world.seen().contains(&"drained".to_owned()));
+    assert!(world.seen().contains(&"flushed".to_owned()));
     let counters = world.reactor.counters();
-    assert_eq!((counters.partial_sends, counters.bytes_in, counters.bytes_out), (2, 10, 10));
+    assert_eq!((counters.partial_sends, counters.received_bytes, counters.sent_bytes), (2, 10, 10));
 }
 
 #[test]
@@ -335,13 +200,14 @@ fn after_a_short_read_the_end_is_still_read_if_the_peer_has_closed_its_side() {
     world.turn(&[read_closed(token)]); // the only edge there will be
     kernel.assert_echoed(5);
     assert!(kernel.dropped());
-    assert_eq!(world.seen(), ["made", "finished"]);
+    assert_eq!(world.seen(), ["opened", "finished"]);
 }
 
 #[test]
 fn where_edges_are_emulated_only_would_block_ends_reading_and_writing() {
-    let mut world = World::with(|settings| settings.short_is_conclusive = false);
+    let mut world = World::new();
     let (token, kernel) = world.open();
+    kernel.0.borrow_mut().conclusive = false;
     kernel.reads(&[Take(5), Take(5), WouldBlock]).writes(&[Take(5), Take(3), Take(1), WouldBlock]);
     world.turn(&[readable(token)]);
     assert_eq!((kernel.calls(), world.waiting(token)), ((2, 4), 1));
@@ -374,7 +240,7 @@ fn a_busy_peer_spends_its_budget_and_the_others_get_theirs() {
 #[test]
 fn reads_grow_while_what_was_read_is_taken_whole_and_no_longer() {
     let mut world = World::with(|settings| {
-        settings.largest_read = 4 * READ_SIZE;
+        settings.max_read_size = 4 * READ_SIZE;
         settings.read_budget = 100 * READ_SIZE;
     });
     let (token, kernel) = world.open();
@@ -424,12 +290,12 @@ fn a_half_closed_peer_gets_everything_before_the_end() {
     world.turn(&[writable(token)]);
     kernel.assert_echoed(10);
     assert!(kernel.dropped());
-    assert_eq!(world.seen(), ["made", "drained", "finished"]);
+    assert_eq!(world.seen(), ["opened", "flushed", "finished"]);
 }
 
 #[test]
 fn a_reset_ends_that_connection_alone() {
-    type Setup = fn(&Kernel);
+    type Setup = fn(&Wire);
     let resets: [(Setup, &str); 4] = [
         (|kernel| _ = kernel.reads(&[Reset]), "ConnectionReset"),
         (|kernel| _ = kernel.reads(&[Take(READ_SIZE), Reset]), "ConnectionReset"),
@@ -447,7 +313,7 @@ fn a_reset_ends_that_connection_alone() {
         assert!(kernel.dropped());
         other_kernel.assert_echoed(3);
         assert!(world.seen().contains(&format!("failed: {kind}")));
-        assert_eq!((world.reactor.counters().failed, world.reactor.len()), (1, 1));
+        assert_eq!((world.reactor.counters().closed_as("failed"), world.reactor.len()), (1, 1));
     }
 }
 
@@ -493,28 +359,28 @@ fn a_successor_in_the_slot_does_not_inherit_a_place_in_the_ready_queue() {
 }
 
 #[test]
-fn finishing_sends_what_waits_tells_the_peer_and_throws_the_rest_away() {
+fn closing_sends_what_waits_and_discards_the_rest() {
     let mut world = World::new();
-    world.reactor.protocol_mut().finish_after = Some(READ_SIZE);
+    world.reactor.protocol_mut().close_after = Some(READ_SIZE);
     let (token, kernel) = world.open();
     kernel.reads(&[Take(READ_SIZE), Take(5)]).writes(&[Take(1)]);
     world.turn(&[readable(token)]);
     assert!(!kernel.shut(), "not while bytes wait");
     world.turn(&[writable(token)]);
     assert!(kernel.shut());
-    assert_eq!(kernel.0.borrow().written.len(), READ_SIZE, "nothing after the finish is echoed");
+    assert_eq!(kernel.written().len(), READ_SIZE, "nothing after the close is echoed");
     kernel.reads(&[Take(READ_SIZE), End]);
     assert!(!kernel.dropped(), "a close with unread bytes would reset what was sent");
     world.turn(&[read_closed(token)]);
     assert!(kernel.dropped());
-    assert_eq!(world.reactor.counters().finished, 1);
-    assert_eq!(world.reactor.counters().bytes_in as usize, READ_SIZE, "what was thrown away is not counted");
+    assert_eq!(world.reactor.counters().closed_as("finished"), 1);
+    assert_eq!(world.reactor.counters().received_bytes as usize, READ_SIZE, "what was thrown away is not counted");
 }
 
 #[test]
-fn a_peer_that_does_not_close_is_waited_for_so_long_and_no_longer() {
+fn a_peer_that_goes_on_sending_is_lingered_for_so_long() {
     let mut world = World::new();
-    world.reactor.protocol_mut().finish_after = Some(1);
+    world.reactor.protocol_mut().close_after = Some(1);
     let (token, kernel) = world.open();
     kernel.reads(&[Take(1)]);
     world.turn(&[readable(token)]);
@@ -525,22 +391,145 @@ fn a_peer_that_does_not_close_is_waited_for_so_long_and_no_longer() {
         world.turn(&[readable(token)]);
         world.pass(Duration::from_millis(10));
         waited += Duration::from_millis(10);
-        assert!(waited < LINGER * 2);
+        assert!(waited < LINGER_TIMEOUT * 2);
     }
-    assert!(waited >= LINGER, "{waited:?}");
+    assert!(waited >= LINGER_TIMEOUT, "{waited:?}");
+    assert!(!kernel.reset(), "it has everything that it was to have");
     assert_eq!(world.reactor.sleep(world.now), None);
+}
+
+#[test]
+fn a_closed_peer_that_reads_little_and_sends_on_has_a_deadline() {
+    let mut world = World::new();
+    world.reactor.protocol_mut().close_after = Some(READ_SIZE);
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(READ_SIZE)]).writes(&[WouldBlock]);
+    world.turn(&[readable(token)]);
+    let mut waited = Duration::ZERO;
+    while !kernel.dropped() {
+        kernel.reads(&[Take(READ_SIZE); 100]);
+        if waited.as_secs_f64().fract() < 0.01 && kernel.written().len() < READ_SIZE - 1 {
+            kernel.writes(&[Take(1), WouldBlock]);
+            world.turn(&[writable(token)]);
+        }
+        world.turn(&[readable(token)]);
+        world.pass(Duration::from_millis(10));
+        waited += Duration::from_millis(10);
+        assert!(waited < CLOSE_TIMEOUT * 2, "whatever the peer does");
+    }
+    assert!(waited >= CLOSE_TIMEOUT, "{waited:?}");
+    assert!(kernel.reset(), "part of an answer does not look like the whole");
+    assert_eq!(world.reactor.counters().closed_as("stalled"), 1);
+}
+
+#[test]
+fn urgent_data_ends_a_read_and_not_the_reading() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    // recv stops in front of the urgent byte, and the one event tells of everything that has come.
+    kernel.reads(&[Take(3), Take(4)]);
+    world.turn(&[Readiness { urgent: true, ..readable(token) }]);
+    kernel.assert_echoed(7);
+    assert_eq!(kernel.calls().0, 3, "only WouldBlock has ended the reading");
+    kernel.reads(&[Take(5)]);
+    world.turn(&[readable(token)]);
+    assert_eq!(kernel.calls().0, 4, "a short read proves something again");
+}
+
+#[test]
+fn a_stale_read_closed_costs_one_read() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    world.turn(&[read_closed(token)]);
+    assert_eq!(kernel.calls().0, 1);
+    for message in 1..=5 {
+        kernel.reads(&[Take(5)]);
+        world.turn(&[readable(token)]);
+        assert_eq!(kernel.calls().0, 1 + message);
+    }
+}
+
+#[test]
+fn a_connecting_socket_that_is_readable_waits_for_writable() {
+    let mut world = World::new();
+    let kernel = Wire::default();
+    kernel.0.borrow_mut().connecting = true;
+    let token = world.reactor.connect(|_, _| Ok((kernel.socket(), 0))).unwrap();
+    world.turn(&[readable(token)]);
+    assert_eq!(world.reactor.sleep(world.now), None, "it does not keep the loop awake");
+}
+
+#[test]
+fn bytes_that_are_lost_are_told_by_a_reset() {
+    type Loss = fn(&mut World, Token);
+    let losses: [Loss; 2] = [|world, token| world.reactor.abort(token), |world, _| world.reactor.abort_all()];
+    for lose in losses {
+        let mut world = World::new();
+        let (token, kernel) = world.open();
+        kernel.reads(&[Take(10)]).writes(&[Take(4)]);
+        world.turn(&[readable(token)]);
+        lose(&mut world, token);
+        assert!(kernel.dropped() && kernel.reset());
+    }
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(10)]).writes(&[Take(4), Fail(Errno::NOBUFS)]);
+    world.turn(&[readable(token)]);
+    world.turn(&[writable(token)]);
+    assert!(kernel.dropped() && kernel.reset(), "a failed send");
+    let mut world = idle_world();
+    let (_, kernel) = world.open();
+    world.pass(IDLE * 2);
+    assert!(kernel.dropped() && !kernel.reset(), "an idle one has lost nothing");
+}
+
+#[test]
+fn a_deadline_of_the_protocol_ends_who_does_not_keep_it() {
+    let mut world = World::new();
+    world.reactor.protocol_mut().due = Some(world.now + Duration::from_millis(500));
+    let (_, silent) = world.open();
+    let (token, kernel) = world.open();
+    kernel.reads(&[Take(1)]);
+    world.turn(&[readable(token)]);
+    world.pass(Duration::from_millis(499));
+    assert!(!silent.dropped(), "nobody's time runs out early");
+    world.pass(Duration::from_millis(3));
+    assert!(silent.dropped() && !kernel.dropped());
+    assert_eq!(world.reactor.sleep(world.now), None);
+}
+
+#[test]
+fn a_listener_that_always_fails_does_not_hold_others_up() {
+    for error in [Errno::CONNABORTED, Errno::INVAL, Errno::PERM] {
+        let mut world = World::new();
+        let (broken, sound) = (ScriptedListener::default(), ScriptedListener::default());
+        for listener in [&broken, &sound] {
+            world.reactor.listen(|_| Ok(listener.clone())).unwrap();
+        }
+        broken.0.borrow_mut().errors.extend([error; 1000]);
+        sound.queue(200);
+        let mut turns = 0;
+        while world.reactor.sleep(world.now) == Some(Duration::ZERO) {
+            world.turn(&[]);
+            turns += 1;
+            assert!(turns < 20, "{error}: it spins");
+        }
+        assert_eq!(sound.waiting(), 0, "{error}");
+        assert!(world.reactor.sleep(world.now).is_some(), "{error}: it is tried again");
+        assert_eq!(world.reactor.counters().accept_pauses, 1, "{error}");
+    }
 }
 
 #[test]
 fn a_failing_shutdown_is_a_reset() {
     let mut world = World::new();
-    world.reactor.protocol_mut().finish_after = Some(1);
+    world.reactor.protocol_mut().close_after = Some(1);
     let (token, kernel) = world.open();
     kernel.0.borrow_mut().shutdown_fails = true;
     kernel.reads(&[Take(1)]);
     world.turn(&[readable(token)]);
     assert!(kernel.dropped());
-    assert_eq!(world.reactor.counters().failed, 1);
+    assert_eq!(world.reactor.counters().closed_as("failed"), 1);
 }
 
 const IDLE: Duration = Duration::from_secs(10);
@@ -562,7 +551,7 @@ fn an_idle_connection_is_closed_and_an_active_one_is_not() {
     }
     assert!(idle.dropped());
     assert!(!active_kernel.dropped());
-    assert_eq!(world.reactor.counters().idle, 1);
+    assert_eq!(world.reactor.counters().closed_as("idle"), 1);
     world.pass(IDLE * 2);
     assert!(active_kernel.dropped());
     assert_eq!(world.reactor.sleep(world.now), None);
@@ -582,7 +571,7 @@ fn bytes_that_a_slow_reader_takes_count_as_movement_even_without_an_event() {
     kernel.writes(&[WouldBlock]);
     world.pass(IDLE + IDLE / 32);
     assert!(kernel.dropped());
-    assert_eq!((world.reactor.counters().stalled, world.reactor.counters().idle), (1, 0));
+    assert_eq!((world.reactor.counters().closed_as("stalled"), world.reactor.counters().closed_as("idle")), (1, 0));
 }
 
 #[test]
@@ -603,7 +592,7 @@ fn a_drain_sends_what_is_owed_and_closes() {
     let (third, unread) = world.open();
     blocked_kernel.reads(&[Take(10)]).writes(&[WouldBlock, WouldBlock]);
     world.turn(&[readable(blocked)]);
-    world.now += LINGER; // the idle one has been so for long
+    world.now += LINGER_TIMEOUT; // the idle one has been so for long
     unread.reads(&[Take(5)]);
     world.reactor.drain();
     world.turn(&[]);
@@ -616,13 +605,13 @@ fn a_drain_sends_what_is_owed_and_closes() {
     unread.reads(&[End]);
     world.turn(&[read_closed(third)]);
     assert!(unread.dropped());
-    world.pass(LINGER * 2);
+    world.pass(LINGER_TIMEOUT * 2);
     assert!(world.reactor.is_empty());
-    assert_eq!(world.reactor.counters().finished, 3);
+    assert_eq!(world.reactor.counters().closed_as("finished"), 3);
 }
 
 #[test]
-fn a_cut_ends_what_a_drain_could_not() {
+fn an_abort_ends_what_a_drain_could_not() {
     let mut world = World::new();
     let (token, kernel) = world.open();
     kernel.reads(&[Take(10)]).writes(&[WouldBlock, WouldBlock]);
@@ -632,30 +621,30 @@ fn a_cut_ends_what_a_drain_could_not() {
     assert!(!kernel.dropped());
     world.reactor.abort_all();
     assert!(kernel.dropped());
-    assert_eq!(world.reactor.counters().aborted, 1);
+    assert_eq!(world.reactor.counters().closed_as("aborted"), 1);
 }
 
 #[test]
 fn an_outgoing_connection_is_made_when_it_is_established() {
     let mut world = World::new();
-    let kernel = Kernel::default();
+    let kernel = Wire::default();
     kernel.0.borrow_mut().connecting = true;
-    let token = world.reactor.connect(|_, _| Ok((Scripted(kernel.clone()), 0))).unwrap();
+    let token = world.reactor.connect(|_, _| Ok((kernel.socket(), 0))).unwrap();
     world.turn(&[writable(token)]); // spurious
     assert_eq!((world.seen(), kernel.calls()), (vec![], (0, 0)));
     kernel.0.borrow_mut().connecting = false;
     kernel.reads(&[Take(3)]);
     world.turn(&[Readiness { readable: true, ..writable(token) }]);
     kernel.assert_echoed(3);
-    assert_eq!(world.seen(), ["made", "dry"]);
+    assert_eq!(world.seen(), ["opened", "read_drained"]);
 }
 
 #[test]
 fn an_outgoing_connection_that_is_refused_is_lost() {
     let mut world = World::new();
-    let kernel = Kernel::default();
+    let kernel = Wire::default();
     kernel.0.borrow_mut().established = Some(ErrorKind::ConnectionRefused);
-    let token = world.reactor.connect(|_, _| Ok((Scripted(kernel.clone()), 0))).unwrap();
+    let token = world.reactor.connect(|_, _| Ok((kernel.socket(), 0))).unwrap();
     world.turn(&[writable(token)]);
     assert_eq!(world.seen(), ["failed: ConnectionRefused"]);
 }
@@ -665,7 +654,7 @@ fn a_connection_that_cannot_be_made_leaves_nothing_behind() {
     let mut world = World::new();
     let error = world.reactor.open(|_, _| Err(ErrorKind::WouldBlock.into())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
-    assert_eq!((world.reactor.len(), world.reactor.counters().made), (0, 0));
+    assert_eq!((world.reactor.len(), world.reactor.counters().opened), (0, 0));
 }
 
 #[test]
@@ -695,11 +684,9 @@ proptest! {
         reset in prop::option::weighted(0.2, (0..30usize, any::<bool>())),
         conclusive in any::<bool>(),
     ) {
-        let mut world = World::with(|settings| {
-            settings.short_is_conclusive = conclusive;
-            settings.largest_read = 4 * READ_SIZE;
-        });
+        let mut world = World::with(|settings| settings.max_read_size = 4 * READ_SIZE);
         let (token, kernel) = world.open();
+        kernel.0.borrow_mut().conclusive = conclusive;
         for (number, (reads, writes, [readable, writable, read_closed])) in steps.iter().enumerate() {
             kernel.reads(reads).writes(writes);
             match reset {
@@ -708,7 +695,7 @@ proptest! {
                 _ => {}
             }
             world.turn(&[Readiness {
-                token, readable: *readable, writable: *writable, read_closed: *read_closed,
+                token, readable: *readable, writable: *writable, read_closed: *read_closed, urgent: false,
             }]);
             let script = kernel.0.borrow();
             prop_assert!(script.read.starts_with(&script.written));
@@ -716,7 +703,7 @@ proptest! {
                 let held = world.waiting(token);
                 prop_assert_eq!(held, script.read.len() - script.written.len());
                 prop_assert!(held <= 4 * READ_SIZE);
-                prop_assert_eq!(held as u64, world.reactor.counters().waiting);
+                prop_assert_eq!(held as u64, world.reactor.counters().waiting_bytes);
             }
         }
         // From here on the kernel is willing, and the peer closes its side.
@@ -726,12 +713,12 @@ proptest! {
         }
         prop_assert!(kernel.dropped());
         let counters = *world.reactor.counters();
-        prop_assert_eq!(counters.finished + counters.failed, 1);
-        prop_assert_eq!(counters.waiting, 0, "nothing waits for who is gone");
-        if counters.failed == 0 {
+        prop_assert_eq!(counters.closed_as("finished") + counters.closed_as("failed"), 1);
+        prop_assert_eq!(counters.waiting_bytes, 0, "nothing waits for who is gone");
+        if counters.closed_as("failed") == 0 {
             let script = kernel.0.borrow();
             prop_assert_eq!(&script.written, &script.read);
-            prop_assert_eq!((counters.bytes_in, counters.bytes_out), (script.read.len() as u64, script.read.len() as u64));
+            prop_assert_eq!((counters.received_bytes, counters.sent_bytes), (script.read.len() as u64, script.read.len() as u64));
         } else {
             prop_assert!(reset.is_some());
         }

@@ -1,71 +1,83 @@
 //! Timeouts that cost nothing while bytes move.
 //!
-//! A connection that is active would push its deadline forward with every message. Moving an entry in an ordered
-//! timer queue that often is work; so nothing is moved. Activity only notes the time in the connection, and each
-//! connection has one entry in a wheel of time slots. When the entry's slot comes due, the owner is asked when the
-//! connection is *really* due: if later, the entry moves there, and only if not has the time run out. That is at
-//! most one move per connection and timeout, however many messages there were in between (G. Varghese and
-//! T. Lauck, "Hashed and hierarchical timing wheels", SOSP 1987, with lazy deletion).
+//! A connection that is active would push its deadline forward with every message. Moving an entry in an ordered timer
+//! queue that often is work; so nothing is moved. Each connection has one entry in a wheel of time slots. When the
+//! entry's slot comes due, the owner is asked when the connection is *really* due: if later, the entry moves there, and
+//! only if not has the time run out. That is at most one move per connection and timeout, however many messages there
+//! were in between (G. Varghese and T. Lauck, "Hashed and hierarchical timing wheels", SOSP 1987, with lazy deletion).
 //!
-//! The wheel knows slab keys and milliseconds. It does not know connections, nor the clock.
+//! A deadline that moves *forward* in time therefore costs nothing; one that comes *closer* than the entry gets another
+//! entry in an earlier slot, and the later one is ignored when it comes due.
 
 /// Milliseconds since the reactor began.
 pub type Millis = u64;
 
-/// The number of slots on the wheel; a timeout is honoured to within a slot, 1/64 of its length.
-const SLOTS: u64 = 64;
+/// A key without an entry.
+const NOT_ARMED: u16 = u16::MAX;
 
-/// A wheel for deadlines that lie at most one timeout ahead.
+/// A wheel of time slots with slab keys in them. A deadline farther ahead than the wheel reaches is asked about once a
+/// revolution.
 #[derive(Debug)]
-pub struct TimerWheel {
-    /// Milliseconds covered by one slot.
+pub(super) struct TimerWheel {
+    /// Milliseconds covered by one slot: a deadline is honoured to within that, and never early.
     width: Millis,
-    /// One more slot than a timeout spans, so that the slot being emptied is never the one being filled.
     slots: Vec<Vec<u32>>,
+    /// A bit for each slot that has entries.
+    occupied: Vec<u64>,
     /// The number of the next slot to come due, counted from the beginning and not wrapped.
     next: u64,
-    /// Whether a key has its entry on the wheel. One entry a key is enough, whichever connection put it there: the
-    /// owner is asked about the key's present connection when it comes due.
-    armed: Vec<bool>,
+    /// The slot in which each key's entry is, as a position on the wheel.
+    armed: Vec<u16>,
     entries: usize,
 }
 
 impl TimerWheel {
-    /// A wheel for deadlines up to `timeout` milliseconds ahead.
-    pub fn new(timeout: Millis) -> Self {
-        let width = timeout.div_ceil(SLOTS).max(1);
-        let slots = (0..timeout.div_ceil(width) + 2).map(|_| Vec::new()).collect();
-        TimerWheel { width, slots, next: 0, armed: Vec::new(), entries: 0 }
+    /// A wheel of `count` slots, each of `width` milliseconds.
+    pub fn new(width: Millis, count: u16) -> Self {
+        assert!(width > 0 && count > 2 && count < NOT_ARMED);
+        let slots = (0..count).map(|_| Vec::new()).collect();
+        let occupied = vec![0; usize::from(count).div_ceil(64)];
+        TimerWheel { width, slots, occupied, next: 0, armed: Vec::new(), entries: 0 }
     }
 
-    /// Makes sure that `key` will be asked about at `due` or before. Nothing happens if it has an entry already.
+    /// A wheel for deadlines that lie at most `timeout` milliseconds ahead, honoured to within 1/64 of that.
+    pub fn for_timeout(timeout: Millis) -> Self {
+        let width = timeout.div_ceil(64).max(1);
+        // The slot that is being emptied, and the one that a deadline at the very end falls into, come on top.
+        TimerWheel::new(width, (timeout.div_ceil(width) + 3) as u16)
+    }
+
+    /// Makes sure that `key` will be asked about at `due`, to within a slot, or before.
     pub fn arm(&mut self, key: usize, due: Millis, now: Millis) {
         if self.entries == 0 {
             self.next = self.next.max(now / self.width); // skip what went by while there was nothing to wait for
         }
         if self.armed.len() <= key {
-            self.armed.resize(key + 1, false);
+            self.armed.resize(key + 1, NOT_ARMED);
         }
-        if !self.armed[key] {
-            self.armed[key] = true;
-            self.place(key, due);
+        let (armed, slot) = (self.armed[key], self.slot(due));
+        if armed == NOT_ARMED || self.ahead(armed) > slot - self.next {
+            self.insert(key as u32, slot);
         }
     }
 
-    /// Empties the slots that are due at `now`. For each key in them, `really_due` says when its connection is due,
-    /// or `None` if it needs no deadline any more or has just been dealt with.
+    /// Empties the slots that are due at `now`. For each key in them, `really_due` says when its connection is due, or
+    /// `None` if it needs no deadline any more or has just been dealt with.
     pub fn expire(&mut self, now: Millis, mut really_due: impl FnMut(usize) -> Option<Millis>) {
         // A slot is due when its last millisecond has passed, so nobody is asked too early.
         while self.entries > 0 && (self.next + 1) * self.width <= now {
-            let position = (self.next % self.slots.len() as u64) as usize;
+            let position = self.position(self.next);
             self.next += 1;
             let keys = std::mem::take(&mut self.slots[position]);
+            self.occupied[position / 64] &= !(1 << (position % 64));
             self.entries -= keys.len();
             for key in keys {
-                let key = key as usize;
-                match really_due(key) {
-                    Some(due) => self.place(key, due),
-                    None => self.armed[key] = false,
+                if usize::from(self.armed[key as usize]) != position {
+                    continue; // it has an earlier entry since, or none
+                }
+                self.armed[key as usize] = NOT_ARMED;
+                if let Some(due) = really_due(key as usize) {
+                    self.insert(key, self.slot(due));
                 }
             }
         }
@@ -76,18 +88,46 @@ impl TimerWheel {
         if self.entries == 0 {
             return None;
         }
-        let count = self.slots.len() as u64;
-        (self.next..self.next + count)
-            .find(|slot| !self.slots[(slot % count) as usize].is_empty())
-            .map(|slot| (slot + 1) * self.width)
+        let count = self.slots.len();
+        let from = self.position(self.next);
+        // Word by word from the next slot on, and once around.
+        let (first, mask) = (from / 64, !0u64 << (from % 64));
+        let words = self.occupied.len();
+        let position = (0..=words).find_map(|step| {
+            let index = (first + step) % words;
+            let word = match step {
+                0 => self.occupied[index] & mask,
+                _ if step == words => self.occupied[index] & !mask,
+                _ => self.occupied[index],
+            };
+            (word != 0).then(|| index * 64 + word.trailing_zeros() as usize)
+        })?;
+        let ahead = (position + count - from) % count;
+        Some((self.next + ahead as u64 + 1) * self.width)
     }
 
-    fn place(&mut self, key: usize, due: Millis) {
-        // Farther ahead than the wheel reaches cannot be placed exactly; the farthest slot asks again.
-        let farthest = self.next + self.slots.len() as u64 - 1;
-        let slot = (due / self.width).clamp(self.next, farthest);
-        let position = (slot % self.slots.len() as u64) as usize;
-        self.slots[position].push(u32::try_from(key).expect("fewer than 2^32 descriptors"));
+    /// The slot for a deadline; the farthest one if it lies beyond.
+    fn slot(&self, due: Millis) -> u64 {
+        // One short of a revolution, so that the slot being emptied is never the one being filled.
+        let farthest = self.next + self.slots.len() as u64 - 2;
+        (due / self.width).clamp(self.next, farthest)
+    }
+
+    fn position(&self, slot: u64) -> usize {
+        (slot % self.slots.len() as u64) as usize
+    }
+
+    /// How many slots a position lies ahead of the next one to come due.
+    fn ahead(&self, position: u16) -> u64 {
+        let count = self.slots.len();
+        ((usize::from(position) + count - self.position(self.next)) % count) as u64
+    }
+
+    fn insert(&mut self, key: u32, slot: u64) {
+        let position = self.position(slot);
+        self.armed[key as usize] = position as u16;
+        self.slots[position].push(key);
+        self.occupied[position / 64] |= 1 << (position % 64);
         self.entries += 1;
     }
 }
@@ -95,6 +135,7 @@ impl TimerWheel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Expires at `now` and returns the keys whose time, as `due` has it, had run out.
     fn expired(wheel: &mut TimerWheel, now: Millis, due: &[Millis]) -> Vec<usize> {
@@ -110,9 +151,9 @@ mod tests {
     }
 
     #[test]
-    fn nobody_expires_early_and_nobody_more_than_a_slot_late() {
+    fn a_deadline_is_never_early_and_a_slot_late() {
         for timeout in [1, 10, 63, 64, 65, 1000, 60_000] {
-            let mut wheel = TimerWheel::new(timeout);
+            let mut wheel = TimerWheel::for_timeout(timeout);
             let start = 12_345;
             wheel.arm(0, start + timeout, start);
             let mut at = start;
@@ -126,11 +167,12 @@ mod tests {
 
     #[test]
     fn activity_defers_without_touching_the_wheel() {
-        let mut wheel = TimerWheel::new(100);
+        let mut wheel = TimerWheel::for_timeout(100);
         let mut due = [100];
         wheel.arm(0, due[0], 0);
         for now in 0..10_000 {
             due[0] = now + 100; // a message every millisecond
+            wheel.arm(0, due[0], now);
             assert!(expired(&mut wheel, now, &due).is_empty());
         }
         assert_eq!(wheel.entries, 1);
@@ -140,7 +182,7 @@ mod tests {
 
     #[test]
     fn next_due_is_when_expire_has_something_to_ask() {
-        let mut wheel = TimerWheel::new(6400);
+        let mut wheel = TimerWheel::for_timeout(6400);
         wheel.arm(3, 6400, 0);
         let next = wheel.next_due().unwrap();
         assert!(expired(&mut wheel, next - 1, &[0; 4]).is_empty());
@@ -149,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_reused_key_has_one_entry() {
-        let mut wheel = TimerWheel::new(100);
+        let mut wheel = TimerWheel::for_timeout(100);
         for turn in 0..1000 {
             wheel.arm(7, turn + 100, turn);
         }
@@ -158,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_long_sleep_catches_up() {
-        let mut wheel = TimerWheel::new(1000);
+        let mut wheel = TimerWheel::for_timeout(1000);
         wheel.arm(0, 1000, 0);
         wheel.arm(1, 500, 0);
         let mut out = expired(&mut wheel, 1_000_000_000, &[1000, 500]);
@@ -167,5 +209,43 @@ mod tests {
         wheel.arm(0, 1_000_000_500, 1_000_000_000);
         assert!(expired(&mut wheel, 1_000_000_400, &[1_000_000_500, 0]).is_empty());
         assert_eq!(expired(&mut wheel, 1_000_000_600, &[1_000_000_500, 0]), [0]);
+    }
+
+    proptest! {
+        /// Deadlines that come, move either way and go: each is met within a slot after it, and no sleep passes it.
+        #[test]
+        fn any_deadlines_are_met_in_time(
+            width in 1u64..8,
+            changes in prop::collection::vec((0usize..6, prop::option::of(0u64..200), 0u64..40), 1..80),
+        ) {
+            let mut wheel = TimerWheel::new(width, 16);
+            let mut due = [None::<Millis>; 6];
+            let mut now = 1000;
+            let advance = |wheel: &mut TimerWheel, due: &mut [Option<Millis>; 6], now: u64| {
+                wheel.expire(now, |key| {
+                    let at = due[key]?;
+                    if at <= now {
+                        due[key] = None;
+                    }
+                    due[key]
+                });
+                for at in due.iter().flatten() {
+                    assert!(now < at + width, "{at} was missed at {now}");
+                    let sleeps_until = wheel.next_due().expect("somebody waits");
+                    assert!(sleeps_until <= (at / width + 1) * width, "asleep until {sleeps_until}, and {at} is due");
+                }
+            };
+            for (key, after, pass) in changes {
+                due[key] = after.map(|after| now + after);
+                if let Some(at) = due[key] {
+                    wheel.arm(key, at, now);
+                }
+                for _ in 0..pass {
+                    now += 1;
+                    advance(&mut wheel, &mut due, now);
+                }
+            }
+            prop_assert!(wheel.entries <= 6 * 16, "stale entries do not pile up");
+        }
     }
 }

@@ -13,9 +13,12 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::reactor::socket::Origin;
+use crate::reactor::{self, is_group};
+use crate::values;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -32,23 +35,43 @@ const REMEMBERED: (Duration, Duration) = (SECOND, Duration::from_secs(60));
 const FIRST_SAFE_PORT: u16 = 1024;
 
 /// Who may come in. By default everybody.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Access control")]
 pub struct AccessOptions {
-    /// Only those in one of these networks; empty: everybody.
+    /// Let in only clients from one of these networks, such as 10.0.0.0/8, 2001:db8::/32 or a single address. May be
+    /// given several times
+    #[arg(long, value_name = "CIDR", value_parser = values::network)]
     pub allow: Vec<IpNet>,
-    /// Nobody in one of these networks, whatever `allow` says.
+
+    /// Reject clients from one of these networks, whatever --allow says. May be given several times
+    #[arg(long, value_name = "CIDR", value_parser = values::network)]
     pub deny: Vec<IpNet>,
-    /// Connections at once from one source.
+
+    /// Reject clients that already have N connections, by IPv4 address or IPv6 network: see --ipv6-prefix
+    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
     pub max_per_source: Option<usize>,
-    /// IPv6 addresses that have so many leading bits in common are one source; at most 128.
+
+    /// IPv6 addresses whose first BITS are the same count as one client, for --max-per-source and --datagram-rate: a host
+    /// has a whole /64 to choose from
+    #[arg(long, value_name = "BITS", default_value_t = 64, value_parser = clap::value_parser!(u8).range(0..=128))]
     pub ipv6_prefix: u8,
-    /// Connections accepted in any second.
+
+    /// Accept at most R connections in any second, and reject further ones
+    #[arg(long, value_name = "R")]
     pub accept_rate: Option<NonZeroU32>,
-    /// Datagrams answered in any second to one source.
+
+    /// Answer at most R datagrams in any second to one client
+    #[arg(long, value_name = "R")]
     pub datagram_rate: Option<NonZeroU32>,
-    /// Connections begin with a header that tells whom a proxy speaks for.
+
+    /// Each connection begins with a PROXY header, version 1 or 2, in which a balancer tells the client's address, for
+    /// the log, --print and the limits. Without a proper one within 5s it is closed
+    #[arg(long)]
     pub proxy_protocol: bool,
-    /// Whose header is believed; empty: everybody's.
+
+    /// Believe the PROXY header of clients from one of these networks, the balancers', and reject all others; over a unix:
+    /// socket its permissions decide. Implies --proxy-protocol. May be given several times
+    #[arg(long, value_name = "CIDR", value_parser = values::network)]
     pub proxy_from: Vec<IpNet>,
 }
 
@@ -68,6 +91,11 @@ impl Default for AccessOptions {
 }
 
 impl AccessOptions {
+    /// Whether connections begin with a PROXY header.
+    pub fn has_proxy(&self) -> bool {
+        self.proxy_protocol || !self.proxy_from.is_empty()
+    }
+
     /// The same, with networks in the form that addresses are compared in.
     fn canonical(&self) -> Self {
         let canonical = |networks: &[IpNet]| networks.iter().map(|&network| canonical(network)).collect();
@@ -172,9 +200,10 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Refusal {
+    /// What it means, as the log says it.
+    pub fn meaning(self) -> &'static str {
+        match self {
             Refusal::NotAllowed => "not in an allowed network",
             Refusal::Denied => "in a denied network",
             Refusal::PerSource => "its source has as many connections as it may have",
@@ -183,7 +212,19 @@ impl fmt::Display for Refusal {
             Refusal::Proxy => "no proxy whose header is believed",
             Refusal::Loop => "it may come from a service that answers too",
             Refusal::Broadcast => "broadcast and multicast are not answered",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.meaning())
+    }
+}
+
+impl From<Refusal> for reactor::Refusal {
+    fn from(refusal: Refusal) -> Self {
+        reactor::Refusal(refusal.meaning())
     }
 }
 
@@ -354,16 +395,20 @@ pub(super) struct DatagramGate {
 }
 
 impl DatagramGate {
-    /// `own_ports` are those that this server's datagrams come from.
-    pub fn new(options: &AccessOptions, own_ports: Vec<u16>) -> Self {
+    pub fn new(options: &AccessOptions) -> Self {
         DatagramGate {
             options: options.canonical(),
-            own_ports,
+            own_ports: Vec::new(),
             began: Instant::now(),
             rate: options.datagram_rate.map(|limit| Rates::new(limit.get())),
             loops: Loops::default(),
             refusals: Refusals::default(),
         }
+    }
+
+    /// The ports that this server's datagrams come from.
+    pub fn set_own_ports(&mut self, own_ports: Vec<u16>) {
+        self.own_ports = own_ports;
     }
 
     /// Whether a datagram that came at `now` is to be answered.
@@ -388,11 +433,6 @@ impl DatagramGate {
         let source = self.options.source(ip);
         self.rate.as_mut().is_none_or(|rate| rate.admits(source, now)).then_some(()).ok_or(Refusal::Rate)
     }
-}
-
-/// Whether an address is none of a single host.
-pub(super) fn is_group(ip: IpAddr) -> bool {
-    ip.is_multicast() || ip.is_unspecified() || matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
 }
 
 /// A source of datagrams, and what was answered to it.
@@ -564,7 +604,7 @@ mod tests {
         ] {
             for (allow, deny) in [(vec![network], vec![]), (vec![], vec![network])] {
                 let mut gate = Gate::new(&options(&allow, &deny));
-                let mut datagrams = DatagramGate::new(&options(&allow, &deny), vec![]);
+                let mut datagrams = DatagramGate::new(&options(&allow, &deny));
                 for (ip, is_in) in [(inside, true), (outside, false)] {
                     let expected = is_in != allow.is_empty();
                     assert_eq!(admit(&mut gate, ip).is_ok(), expected, "{ip} {network}");
@@ -637,7 +677,8 @@ mod tests {
 
     #[test]
     fn datagrams_that_might_be_answers_are_not_answered() {
-        let mut gate = DatagramGate::new(&options(&[], &["192.0.2.9/32"]), vec![7777]);
+        let mut gate = DatagramGate::new(&options(&[], &["192.0.2.9/32"]));
+        gate.set_own_ports(vec![7777]);
         let now = Instant::now();
         let mut judge = |from: &str| gate.admit(&Question { from: from.parse().unwrap(), ..plain() }, now);
         for port in [0, 7, 19, 53, 123, 1023, 7777] {
@@ -656,7 +697,7 @@ mod tests {
     #[test]
     fn a_flood_of_forged_sources_does_not_silence_known_ones() {
         let access = AccessOptions { datagram_rate: NonZeroU32::new(3), ..options(&[], &[]) };
-        let mut gate = DatagramGate::new(&access, vec![]);
+        let mut gate = DatagramGate::new(&access);
         let begin = gate.began;
         let question = |number: u32| Question { from: (IpAddr::V4(number.into()), 5000).into(), ..plain() };
         let known = 1 << 24;
@@ -683,7 +724,11 @@ mod tests {
     /// for how long.
     fn bounce(datagrams: &[&[u8]], step: Duration, noise: usize) -> (u32, Duration) {
         let ends = ["192.0.2.1:5001", "192.0.2.1:5002"].map(|end| end.parse::<SocketAddr>().unwrap());
-        let mut gates = [5001, 5002].map(|port| DatagramGate::new(&AccessOptions::default(), vec![port]));
+        let mut gates = [5001, 5002].map(|port| {
+            let mut gate = DatagramGate::new(&AccessOptions::default());
+            gate.set_own_ports(vec![port]);
+            gate
+        });
         let mut now = Instant::now();
         let began = now;
         let mut under_way: VecDeque<(usize, &[u8])> = datagrams.iter().map(|&bytes| (0, bytes)).collect();
@@ -724,7 +769,7 @@ mod tests {
 
     #[test]
     fn who_repeats_itself_slowly_is_always_answered() {
-        let mut gate = DatagramGate::new(&AccessOptions::default(), vec![]);
+        let mut gate = DatagramGate::new(&AccessOptions::default());
         let begin = gate.began;
         for second in 0..100_000 {
             assert_eq!(gate.admit(&plain(), begin + Duration::from_secs(second)), Ok(()));
@@ -741,7 +786,7 @@ mod tests {
         fn no_second_has_more_than_the_rate(gaps in prop::collection::vec(0u64..400, 1..300), limit in 1u32..20) {
             let rate = NonZeroU32::new(limit);
             let mut gate = Gate::new(&AccessOptions { accept_rate: rate, ..AccessOptions::default() });
-            let mut datagrams = DatagramGate::new(&AccessOptions { datagram_rate: rate, ..AccessOptions::default() }, vec![]);
+            let mut datagrams = DatagramGate::new(&AccessOptions { datagram_rate: rate, ..AccessOptions::default() });
             let mut now = datagrams.began;
             let (mut accepted, mut answered) = (Vec::new(), Vec::new());
             for (number, &gap) in gaps.iter().enumerate() {

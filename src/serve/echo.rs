@@ -10,9 +10,9 @@
 //! Who is echoed to is the [`Gate`]'s to say. Usually that is asked before there is a connection; if a proxy tells for
 //! whom it speaks, it is asked when its header has come, and none of the header is echoed.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use log::debug;
@@ -20,13 +20,12 @@ use memchr::memchr;
 use mio::Token;
 
 use super::Config;
-use super::acceptor::Welcome;
 use super::access::{AccessOptions, Gate, Refusal};
 use super::printer::Printer;
 use super::proxy::{self, Header};
 use crate::escape;
 use crate::reactor::socket::Origin;
-use crate::reactor::{CloseReason, Protocol, Stream, Transport};
+use crate::reactor::{self, CloseReason, Protocol, Stream, Transport};
 
 /// How long a proxy may take to say for whom it speaks.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,26 +33,27 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most of a message that is kept to be printed in one piece, in bytes.
 const PRINT_PIECE: usize = 64 * 1024;
 
+/// What prints the messages of all who have some.
+pub(super) type SharedPrinter = Rc<RefCell<Printer>>;
+
 /// The echo protocol.
 pub struct Echo {
     rules: Option<Rules>,
     pub(super) gate: Gate,
     /// Connections begin with a PROXY header.
     proxied: bool,
-    /// Connections whose header may still be missing, and when they came: the first to come is the first in it.
-    headers_due: VecDeque<(Instant, Token)>,
-    /// Connections whose header has not come, and those that are gone because it did not, or was refused.
-    undecided: u64,
-    rejected: u64,
+    /// Connections that were let in so far, and those whose header is still awaited.
+    admitted: u64,
+    awaiting_header: u64,
 }
 
 /// What is done with messages.
 struct Rules {
-    /// The word that closes a connection, and a CR: the beginnings of a message that may still become the word are
-    /// the beginnings of this.
+    /// The word that closes a connection, and a CR: the beginnings of a message that may still become the word are the
+    /// beginnings of this.
     terminator: Option<Vec<u8>>,
     limit: Option<u64>,
-    printer: Option<Printer>,
+    printer: Option<SharedPrinter>,
     /// Messages, over all connections.
     count: u64,
 }
@@ -65,28 +65,33 @@ impl Echo {
     }
 
     /// What `config` asks for; messages are printed with `printer`.
-    pub(super) fn configured(config: &Config, printer: Option<Printer>) -> Self {
-        Echo::with(config.terminator.as_deref(), config.message_limit, printer, &config.access)
+    pub(super) fn configured(config: &Config, printer: Option<SharedPrinter>) -> Self {
+        let terminator = config.terminator.as_deref().map(str::as_bytes);
+        Echo::with(terminator, config.message_limit(), printer, &config.access)
     }
 
-    fn with(terminator: Option<&[u8]>, limit: Option<u64>, printer: Option<Printer>, access: &AccessOptions) -> Self {
+    fn with(
+        terminator: Option<&[u8]>,
+        limit: Option<u64>,
+        printer: Option<SharedPrinter>,
+        access: &AccessOptions,
+    ) -> Self {
         let looks = terminator.is_some() || limit.is_some() || printer.is_some();
         let terminator = terminator.map(|word| [word, b"\r"].concat());
         Echo {
             rules: looks.then_some(Rules { terminator, limit, printer, count: 0 }),
             gate: Gate::new(access),
-            proxied: access.proxy_protocol,
-            headers_due: VecDeque::new(),
-            undecided: 0,
-            rejected: 0,
+            proxied: access.has_proxy(),
+            admitted: 0,
+            awaiting_header: 0,
         }
     }
 
     /// What is to be remembered about a new connection.
-    pub fn state(&self, origin: Origin, now: Instant) -> Option<Box<Session>> {
+    fn session(&self, origin: Origin, now: Instant) -> Option<Box<Session>> {
         let needed = self.rules.is_some() || self.proxied || self.gate.counts();
         needed.then(|| {
-            let header = self.proxied.then(|| Awaited { since: now, bytes: Vec::new() });
+            let header = self.proxied.then(|| Awaited { due: now + HEADER_TIMEOUT, bytes: Vec::new() });
             Box::new(Session { header, messages: Messages::new(origin) })
         })
     }
@@ -96,37 +101,14 @@ impl Echo {
         self.rules.as_ref().map(|rules| rules.count)
     }
 
-    /// When the next connection without a header has had its time.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.headers_due.front().map(|&(since, _)| since + HEADER_TIMEOUT)
+    /// Connections that were let in so far.
+    pub(super) fn admitted(&self) -> u64 {
+        self.admitted
     }
 
-    /// Takes the next connection whose time for its header has passed, for [`judge_late`](Echo::judge_late).
-    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Instant, Token)> {
-        self.next_due().filter(|&due| due <= now)?;
-        self.headers_due.pop_front()
-    }
-
-    /// Refuses a connection if it is the one that came then, and its header has not come.
-    pub(super) fn judge_late<S: Stream>(
-        &mut self,
-        transport: &mut Transport<'_, S>,
-        state: &Option<Box<Session>>,
-        since: Instant,
-    ) {
-        let awaited = state.as_ref().and_then(|session| session.header.as_ref());
-        if awaited.is_some_and(|awaited| awaited.since == since) {
-            debug!("token {}: no PROXY header within {HEADER_TIMEOUT:?}", transport.token().0);
-            self.gate.refuse(Refusal::Header);
-            transport.abort();
-        }
-    }
-
-    /// Prints a datagram, if messages are printed.
-    pub(super) fn print_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
-        if let Some(Rules { printer: Some(printer), .. }) = &mut self.rules {
-            print(printer, Origin::Ip(from), bytes, More::None);
-        }
+    /// Connections of which is not known yet whether they are let in.
+    pub(super) fn undecided(&self) -> u64 {
+        self.awaiting_header
     }
 
     /// Takes a connection's next bytes as far as they are its header, and returns the rest of them.
@@ -153,7 +135,8 @@ impl Echo {
                 debug!("{} speaks for {origin}", session.messages.peer);
                 session.messages.peer = origin;
                 session.header = None;
-                self.undecided -= 1;
+                self.awaiting_header -= 1;
+                self.admitted += 1;
                 Ok(&bytes[length - before..])
             }
             Header::Malformed(cause) => {
@@ -163,22 +146,21 @@ impl Echo {
             }
         }
     }
-
-    /// Has written what was printed. To be called once a turn.
-    pub(super) fn flush(&mut self) {
-        if let Some(Rules { printer: Some(printer), .. }) = &mut self.rules {
-            printer.flush();
-        }
-    }
-
-    /// Who prints, if messages are printed.
-    pub(super) fn printer(&mut self) -> Option<&mut Printer> {
-        self.rules.as_mut()?.printer.as_mut()
-    }
 }
 
 impl<S: Stream> Protocol<S> for Echo {
     type State = Option<Box<Session>>;
+
+    fn accept(&mut self, origin: Origin, now: Instant) -> Result<Self::State, reactor::Refusal> {
+        if self.proxied {
+            self.gate.enter_proxy(origin, now)?;
+            self.awaiting_header += 1;
+        } else {
+            self.gate.enter(origin, now)?;
+            self.admitted += 1;
+        }
+        Ok(self.session(origin, now))
+    }
 
     fn received(&mut self, transport: &mut Transport<'_, S>, state: &mut Self::State, bytes: &[u8]) {
         let Some(session) = state else {
@@ -204,7 +186,7 @@ impl<S: Stream> Protocol<S> for Echo {
 
     fn read_drained(&mut self, transport: &mut Transport<'_, S>, state: &mut Self::State) {
         if let (Some(rules), Some(session)) = (&mut self.rules, state)
-            && session.messages.run_dry(rules)
+            && session.messages.read_drained(rules)
         {
             transport.close();
         }
@@ -222,31 +204,23 @@ impl<S: Stream> Protocol<S> for Echo {
         transport.close();
     }
 
+    fn deadline(&self, state: &Self::State) -> Option<Instant> {
+        state.as_ref()?.header.as_ref().map(|awaited| awaited.due)
+    }
+
+    fn expired(&mut self, transport: &mut Transport<'_, S>, _: &mut Self::State) {
+        debug!("token {}: no PROXY header within {HEADER_TIMEOUT:?}", transport.token().0);
+        self.gate.refuse(Refusal::Header);
+        transport.abort();
+    }
+
     fn closed(&mut self, _: Token, state: Self::State, _: &CloseReason) {
         let Some(session) = state else { return };
         if session.header.is_some() {
-            self.undecided -= 1;
-            self.rejected += 1;
+            self.awaiting_header -= 1;
         } else if self.gate.counts() {
             self.gate.leave(session.messages.peer);
         }
-    }
-}
-
-impl<S: Stream> Welcome<S> for Echo {
-    fn welcome(&mut self, token: Token, origin: Origin, now: Instant) -> Result<Self::State, Refusal> {
-        if self.proxied {
-            self.gate.enter_proxy(origin, now)?;
-            self.headers_due.push_back((now, token));
-            self.undecided += 1;
-        } else {
-            self.gate.enter(origin, now)?;
-        }
-        Ok(self.state(origin, now))
-    }
-
-    fn undecided_and_rejected(&self) -> (u64, u64) {
-        (self.undecided, self.rejected)
     }
 }
 
@@ -259,7 +233,7 @@ pub struct Session {
 
 /// A header, as far as it has come.
 struct Awaited {
-    since: Instant,
+    due: Instant,
     bytes: Vec<u8>,
 }
 
@@ -319,8 +293,8 @@ impl Messages {
         After::GoOn
     }
 
-    /// Everything that has arrived has been received. Returns whether to close.
-    fn run_dry(&mut self, rules: &mut Rules) -> bool {
+    /// Everything that had arrived has been received. Returns whether to close.
+    fn read_drained(&mut self, rules: &mut Rules) -> bool {
         let terminator = rules.terminator.as_ref().map_or(0, |word_and_cr| word_and_cr.len() - 1);
         match self.pending {
             Pending::Beginning(length) if length != terminator || length == 0 => false,
@@ -343,7 +317,7 @@ impl Messages {
             let still_possible = rules.terminator.as_ref().is_some_and(|word| word[length..].starts_with(bytes));
             self.pending = if still_possible { Pending::Beginning(length + bytes.len()) } else { Pending::Other };
         }
-        if let Some(printer) = &mut rules.printer {
+        if let Some(printer) = &rules.printer {
             for piece in bytes.chunks(PRINT_PIECE) {
                 if self.unprinted.len() + piece.len() > PRINT_PIECE {
                     print(printer, self.peer, &self.unprinted, More::Follows);
@@ -364,7 +338,7 @@ impl Messages {
         self.pending = NOTHING;
         self.count += 1;
         rules.count += 1;
-        if let Some(printer) = &mut rules.printer {
+        if let Some(printer) = &rules.printer {
             let message = std::mem::take(&mut self.unprinted);
             let message = match message.strip_suffix(b"\r") {
                 Some(without) if end == End::Newline => without,
@@ -376,6 +350,11 @@ impl Messages {
     }
 }
 
+/// Prints a datagram as the message it is.
+pub(super) fn print_datagram(printer: &SharedPrinter, from: Origin, bytes: &[u8]) {
+    print(printer, from, bytes, More::None);
+}
+
 /// Whether a printed piece is the last of its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum More {
@@ -384,8 +363,8 @@ enum More {
 }
 
 /// Prints a message, or a piece of one, on a line.
-fn print(printer: &mut Printer, peer: Origin, message: &[u8], more: More) {
-    printer.print(|out| {
+fn print(printer: &SharedPrinter, peer: Origin, message: &[u8], more: More) {
+    printer.borrow_mut().print(|out| {
         write!(out, "{peer} {}", escape::bytes(message))?;
         // A backslash in the message is printed as two; so one alone at the end can only mean: more follows.
         out.write_all(if more == More::Follows { b"\\\n" } else { b"\n" })
@@ -421,7 +400,7 @@ mod tests {
     impl Session {
         fn new(terminator: Option<&str>, limit: Option<u64>) -> Self {
             let printed = Shared::default();
-            let printer = Printer::new(printed.clone()).unwrap();
+            let printer = Rc::new(RefCell::new(Printer::new(printed.clone()).unwrap()));
             let access = AccessOptions::default();
             let echo = Echo::with(terminator.map(str::as_bytes), limit, Some(printer), &access);
             let messages = Messages::new(Origin::Ip("127.0.0.1:1".parse().unwrap()));
@@ -433,13 +412,13 @@ mod tests {
         fn segment(&mut self, bytes: &str) -> (usize, bool) {
             match self.messages.receive(&mut self.rules, bytes.as_bytes()) {
                 After::Close { echo } => (echo, true),
-                After::GoOn => (bytes.len(), self.messages.run_dry(&mut self.rules)),
+                After::GoOn => (bytes.len(), self.messages.read_drained(&mut self.rules)),
             }
         }
 
         /// What was printed. Nothing is printed after it.
         fn printed(&mut self) -> String {
-            self.rules.printer.as_mut().unwrap().finish(Instant::now() + Duration::from_secs(30));
+            self.rules.printer.as_ref().unwrap().borrow_mut().finish(Instant::now() + Duration::from_secs(30));
             let text = String::from_utf8(self.printed.0.lock().unwrap().clone()).unwrap();
             text.replace("127.0.0.1:1 ", "")
         }

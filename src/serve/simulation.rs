@@ -18,11 +18,11 @@ use fastrand::Rng;
 use mio::Token;
 use rustix::io::Errno;
 
-use super::acceptor::{self, Accept};
-use super::tokens;
-use super::{Config, Service};
+use super::Config;
+use super::service::Service;
+use crate::reactor::scripted::{ScriptedPort, read_closed, readable};
 use crate::reactor::socket::Origin;
-use crate::reactor::{LINGER, Readiness, Settings, Stream};
+use crate::reactor::{CLOSE_TIMEOUT, LINGER_TIMEOUT, Listen, Readiness, Settings, Source, Stream};
 
 /// Connections that a simulated peer population may have open at once.
 const POPULATION: usize = 12;
@@ -30,7 +30,7 @@ const POPULATION: usize = 12;
 /// Turns in which the network does as it likes, before it becomes willing.
 const STORM: usize = 120;
 
-const TERMINATOR: &[u8] = b"bye";
+const TERMINATOR: &str = "bye";
 
 /// What was done to the service, over all seeds.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ struct Wire {
     received: u64,
     /// What it had read when the turn began.
     read_before: u64,
-    /// What it must have sent back by the end of the turn: a stop echoes once more what has arrived.
+    /// What it must have sent back before it says that this was all: a stop echoes what had arrived by then.
     due: u64,
     /// The sizes of the kernel's buffers.
     receive_buffer: u64,
@@ -76,6 +76,10 @@ struct Wire {
     end_read: bool,
     shut: bool,
     closed: bool,
+    /// The server has told the peer, by a reset, that bytes are missing.
+    aborted: bool,
+    accepted_at: Option<Instant>,
+    shut_at: Option<Instant>,
     /// Its key in the service; the poll has something to tell about it; a send found the buffer full.
     token: Option<Token>,
     armed: bool,
@@ -129,6 +133,7 @@ impl Wire {
     fn readiness(&self, token: Token) -> Readiness {
         let gone = self.ended || self.reset;
         Readiness {
+            urgent: false,
             token,
             readable: gone || self.unread() > 0,
             writable: self.reset || self.free() * 3 >= self.send_buffer,
@@ -146,7 +151,7 @@ impl Pattern {
 
     fn new(rng: &mut Rng) -> Self {
         let block: Vec<u8> = (0..Self::PERIOD).map(|_| rng.choice(*b"bye\nBY\r-").unwrap()).collect();
-        let again = block.len() + Settings::default().largest_read;
+        let again = block.len() + Settings::default().max_read_size;
         Pattern(block.into_iter().cycle().take(again).collect())
     }
 
@@ -166,6 +171,8 @@ struct Kernel {
     backlog: VecDeque<usize>,
     listener_armed: bool,
     listening: bool,
+    /// Nobody gets into the backlog any more.
+    backlog_closed: bool,
     descriptors: usize,
     /// When the last accept was refused for want of something, and how many connections were open then.
     refused: Option<(Instant, usize)>,
@@ -277,16 +284,26 @@ impl Write for Socket {
 
 impl Stream for Socket {
     fn shutdown_write(&mut self) -> io::Result<()> {
-        let wire = &mut self.kernel.borrow_mut().wires[self.index];
+        let kernel = &mut *self.kernel.borrow_mut();
+        let wire = &mut kernel.wires[self.index];
         if wire.reset {
             return Err(ErrorKind::NotConnected.into());
         }
         wire.shut = true;
+        wire.shut_at = Some(kernel.now);
         Ok(())
     }
 
-    fn established(&mut self) -> io::Result<bool> {
-        Ok(true)
+    fn reset_on_drop(&mut self) {
+        self.kernel.borrow_mut().wires[self.index].aborted = true;
+    }
+
+    fn short_read_is_conclusive(&self) -> bool {
+        true
+    }
+
+    fn short_write_is_conclusive(&self) -> bool {
+        true
     }
 }
 
@@ -301,7 +318,7 @@ impl Drop for Listener {
     }
 }
 
-impl Accept for Listener {
+impl Listen for Listener {
     type Stream = Socket;
 
     fn accept(&mut self, token: Token) -> io::Result<(Socket, Origin)> {
@@ -309,7 +326,7 @@ impl Accept for Listener {
         let open = kernel.open();
         if let Some((then, were_open)) = kernel.refused {
             let pause = kernel.now - then;
-            assert!(pause >= acceptor::PAUSE.0 || open < were_open, "refused, it tries again after {pause:?}");
+            assert!(pause >= Duration::from_millis(10) || open < were_open, "refused, it tries again after {pause:?}");
         }
         let error = if open >= kernel.descriptors {
             Some(Errno::MFILE)
@@ -330,14 +347,21 @@ impl Accept for Listener {
         wire.armed = true;
         wire.moved_at = Some(kernel.now);
         wire.sent_at = Some(kernel.now);
+        wire.accepted_at = Some(kernel.now);
         Ok((Socket { kernel: self.0.clone(), index }, Origin::Unix))
+    }
+
+    fn close_backlog(&mut self) -> usize {
+        let mut kernel = self.0.borrow_mut();
+        kernel.backlog_closed = true;
+        kernel.backlog.len()
     }
 }
 
 /// The service, and the network around it.
 struct World {
     kernel: Shared,
-    service: Service<Listener>,
+    service: Service<Socket, ScriptedPort>,
     config: Config,
     max_connections: usize,
     stopped: Option<Instant>,
@@ -347,7 +371,7 @@ impl World {
     fn new(seed: u64, pattern: &Rc<Pattern>) -> Self {
         let mut rng = Rng::with_seed(seed);
         let config = Config {
-            terminator: rng.bool().then(|| TERMINATOR.to_vec()),
+            terminator: rng.bool().then(|| TERMINATOR.to_owned()),
             accept_limit: (rng.u8(..) < 32).then(|| rng.u64(1..30)),
             idle_timeout: rng.bool().then(|| Duration::from_secs(rng.u64(1..20))),
             drain_timeout: Duration::from_secs(rng.u64(0..10)),
@@ -364,10 +388,13 @@ impl World {
             backlog: VecDeque::new(),
             listener_armed: false,
             listening: true,
+            backlog_closed: false,
             willing: false,
             tally: Tally { seeds: 1, ..Tally::default() },
         }));
-        let service = Service::new(&config, vec![(tokens::source(0), Listener(kernel.clone()))], max_connections, None);
+        let now = kernel.borrow().now;
+        let mut service = Service::new(&config, max_connections, None, now);
+        service.streams.listen(|_| Ok(Listener(kernel.clone()))).expect("it cannot fail");
         World { kernel, service, config, max_connections, stopped: None }
     }
 
@@ -381,7 +408,7 @@ impl World {
         let what = rng.u8(..100);
         let count = 1 << rng.u32(..21);
         let Some(&index) = present.get(rng.usize(..POPULATION)).filter(|_| what >= 10) else {
-            if kernel.listening && present.len() < POPULATION {
+            if kernel.listening && !kernel.backlog_closed && present.len() < POPULATION {
                 kernel.backlog.push_back(kernel.wires.len());
                 kernel.listener_armed = true;
                 kernel.tally.connections += 1;
@@ -422,7 +449,7 @@ impl World {
         let kernel = &mut *self.kernel.borrow_mut();
         let mut ready = Vec::new();
         if kernel.listening && std::mem::take(&mut kernel.listener_armed) {
-            ready.push(Readiness { token: tokens::source(0), readable: true, writable: false, read_closed: false });
+            ready.push(readable(Token(Settings::TOKENS / 2)));
         }
         for wire in &mut kernel.wires {
             // A poll's list of events may be full; the rest is told by the next one.
@@ -437,7 +464,8 @@ impl World {
         if !kernel.willing && kernel.rng.u8(..) < 64 {
             kernel.tally.stale_events += 1;
             let (token, bits) = (Token(kernel.rng.usize(..POPULATION)), kernel.rng.u8(..4));
-            ready.push(Readiness { token, readable: bits & 1 > 0, writable: bits & 2 > 0, read_closed: false });
+            let (readable, writable) = (bits & 1 > 0, bits & 2 > 0);
+            ready.push(Readiness { readable, writable, ..read_closed(token) });
         }
         kernel.rng.shuffle(&mut ready);
         ready
@@ -447,7 +475,7 @@ impl World {
         let ready = self.poll();
         let now = self.kernel.borrow().now;
         let before = self.begin();
-        self.service.turn(now, ready);
+        self.service.turn_with(now, ready);
         self.kernel.borrow_mut().tally.turns += 1;
         self.check(now, &before);
     }
@@ -462,7 +490,7 @@ impl World {
     /// What must hold after every turn.
     fn check(&mut self, now: Instant, before: &[usize]) {
         let kernel = &mut *self.kernel.borrow_mut();
-        assert_eq!(self.service.reactor.len(), kernel.open(), "each open socket has its connection, and no other");
+        assert_eq!(self.service.streams.len(), kernel.open(), "each open socket has its connection, and no other");
         assert!(kernel.open() <= self.max_connections);
         let overdue = self.stopped.is_some_and(|stopped| now >= stopped + self.config.drain_timeout);
         assert!(!overdue || kernel.open() == 0, "the drain timeout has passed, and connections are left");
@@ -470,10 +498,10 @@ impl World {
         assert!(!resumes || !kernel.listening, "a connection has closed, and accepting was not tried again");
         // Memory is bounded by one read each, and nothing is held for who is gone.
         let settings = Settings::default();
-        let read_size = settings.largest_read as u64;
+        let read_size = settings.max_read_size as u64;
         let owed = |wire: &Wire| wire.read - wire.echoed;
         let held: u64 = kernel.wires.iter().filter(|wire| wire.is_open() && !wire.shut).map(owed).sum();
-        let waiting = self.service.reactor.counters().waiting;
+        let waiting = self.service.streams.counters().waiting_bytes;
         if self.stopped.is_none() && self.config.terminator.is_none() {
             assert_eq!(waiting, held, "what was read and not echoed is what waits");
             assert!(kernel.wires.iter().filter(|wire| wire.is_open()).all(|wire| owed(wire) <= read_size));
@@ -486,19 +514,23 @@ impl World {
             let (number, taken) = (wire.number, wire.read - wire.read_before);
             // Who seems idle is served once more before it is closed.
             let services = 1 + u64::from(self.config.idle_timeout.is_some());
-            let budget = services * (settings.read_budget + settings.largest_read) as u64;
+            let budget = services * (settings.read_budget + settings.max_read_size) as u64;
             assert!(taken <= budget, "connection {number} was read {taken} bytes in one turn");
-            assert!(wire.reset || wire.echoed >= wire.due, "a stop left bytes of connection {number} unanswered");
+            let told = wire.shut && !wire.aborted && !wire.reset;
+            assert!(!told || wire.echoed >= wire.due, "a stop left bytes of connection {number} unanswered");
             if wire.reset {
                 continue;
             }
             if self.stopped.is_some() {
-                assert!(wire.closed || wire.shut || owed(wire) > 0, "connection {number} is not told of the stop");
+                let told = wire.closed || wire.shut || owed(wire) > 0 || wire.unread() > 0;
+                // One whose last read was as large as it could be is asked once more.
+                let asked = self.service.sleep(now) == Some(Duration::ZERO);
+                assert!(told || asked, "connection {number} is not told of the stop");
                 continue;
             }
             let last = wire.echoed.min(5);
             let last = kernel.pattern.piece(number, wire.echoed - last, last as usize);
-            let farewell = self.config.terminator.is_some() && last.trim_ascii_end().ends_with(TERMINATOR);
+            let farewell = self.config.terminator.is_some() && last.trim_ascii_end().ends_with(TERMINATOR.as_bytes());
             assert!(!wire.shut || farewell, "connection {number} was sent its end after {last:?}");
             let whole = wire.echoed == wire.sent;
             if !wire.closed || wire.end_read && (whole || farewell) {
@@ -508,10 +540,16 @@ impl World {
             // What is read after the terminator is thrown away, and keeps nobody alive.
             let moved_at = if self.config.terminator.is_some() { wire.sent_at } else { wire.moved_at };
             // The reactor counts whole milliseconds.
-            let quiet = now - moved_at.unwrap() + Duration::from_millis(1);
+            let since = |then: Option<Instant>| now - then.expect("it was accepted") + Duration::from_millis(1);
+            let quiet = since(moved_at);
             if wire.shut {
-                assert!(quiet >= LINGER, "connection {number} was given {quiet:?} to end");
+                let given = since(wire.shut_at);
+                assert!(given >= LINGER_TIMEOUT, "connection {number} was given {given:?} to end");
                 continue;
+            }
+            assert!(wire.aborted || owed(wire) == 0, "connection {number} takes a part for the whole");
+            if wire.aborted && self.config.terminator.is_some() && since(wire.accepted_at) >= CLOSE_TIMEOUT {
+                continue; // its peer did not take what it was owed before the end
             }
             assert_eq!(wire.blocked_at, Some(now), "connection {number} was closed as idle, and was not asked");
             let idle = self.config.idle_timeout.is_some_and(|timeout| quiet >= timeout);
@@ -537,7 +575,7 @@ impl World {
             }
         }
         if !kernel.backlog.is_empty() && !kernel.listener_armed {
-            let full = self.service.reactor.len() >= self.max_connections;
+            let full = self.service.streams.len() >= self.max_connections;
             assert!(full || sleeps.is_some(), "somebody waits in the backlog, and nobody will look");
         }
     }
@@ -560,8 +598,9 @@ impl World {
         let mut kernel = self.kernel.borrow_mut();
         let now = kernel.now;
         kernel.tally.stops += 1;
-        for wire in kernel.wires.iter_mut().filter(|wire| wire.is_open() && !wire.shut && wire.read == wire.echoed) {
-            wire.due = wire.echoed + wire.unread().min(wire.free()).min(1);
+        let looks = self.config.terminator.is_some();
+        for wire in kernel.wires.iter_mut().filter(|wire| !looks && !wire.closed && !wire.shut) {
+            wire.due = wire.sent;
         }
         drop(kernel);
         self.stopped = Some(now);
@@ -592,7 +631,7 @@ impl World {
             let armed = self.kernel.borrow().wires.iter().any(|wire| wire.armed && wire.is_open());
             let armed = armed || self.kernel.borrow().listener_armed && self.kernel.borrow().listening;
             match self.service.sleep(now) {
-                _ if self.service.reactor.is_empty() && self.kernel.borrow().backlog.is_empty() => {
+                _ if self.service.streams.is_empty() && self.kernel.borrow().backlog.is_empty() => {
                     return self.finish();
                 }
                 Some(sleep) if !armed => self.kernel.borrow_mut().now += sleep,
@@ -606,12 +645,11 @@ impl World {
 
     fn finish(&mut self) {
         let kernel = self.kernel.borrow();
-        assert_eq!(self.service.reactor.counters().waiting, 0, "nothing is held for who is gone");
+        assert_eq!(self.service.streams.counters().waiting_bytes, 0, "nothing is held for who is gone");
         assert_eq!(self.service.is_done(), !kernel.listening);
         assert!(self.stopped.is_none() || !kernel.listening);
         let counters = self.service.summary().counters;
-        let ends = counters.finished + counters.failed + counters.idle + counters.stalled + counters.aborted;
-        assert_eq!(counters.made, ends, "each connection that was made is accounted for");
+        assert_eq!(counters.opened, counters.closed_total(), "each connection that was opened is accounted for");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The lines in which a server reports its counters.
 
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
@@ -7,16 +8,13 @@ use indicatif::HumanCount;
 use log::info;
 
 use super::access::Refusals;
-use super::datagrams::DatagramCounters;
-use crate::reactor::Counters;
+use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind};
 
 /// What a server has done, from its start to its end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
     /// What its event loop counted.
     pub counters: Counters,
-    /// How often accepting had to pause for want of room or descriptors.
-    pub accept_pauses: u64,
     /// Connections that were not let in.
     pub refusals: Refusals,
     /// What came and went over UDP, if anything could.
@@ -25,37 +23,18 @@ pub struct Summary {
 
 impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Counters { made, peak, bytes_in, bytes_out, partial_sends, failed, idle, stalled, aborted, .. } =
-            self.counters;
-        write!(
-            f,
-            "served {} connections (peak {}), {} in, {} out, {} partial sends, {} resets, {} idle, {} stalled, {} aborted, \
-             {} accept pauses",
-            HumanCount(made),
-            HumanCount(peak),
-            size(bytes_in),
-            size(bytes_out),
-            HumanCount(partial_sends),
-            HumanCount(failed),
-            HumanCount(idle),
-            HumanCount(stalled),
-            HumanCount(aborted),
-            HumanCount(self.accept_pauses)
-        )?;
+        write!(f, "served {}; closed: ", totals(Counters::TABLE, &self.counters))?;
+        let closed: Vec<_> = CloseReason::ALL
+            .iter()
+            .zip(self.counters.closed)
+            .map(|((name, _), count)| format!("{} {name}", HumanCount(count)))
+            .collect();
+        f.write_str(&closed.join(", "))?;
         if self.refusals.total() > 0 {
-            write!(f, ", {} refused ({})", HumanCount(self.refusals.total()), self.refusals)?;
+            write!(f, "; {} refused ({})", HumanCount(self.refusals.total()), self.refusals)?;
         }
-        if let Some((datagrams, refusals)) = &self.datagrams {
-            write!(
-                f,
-                "; {} datagrams, {} in, {} sent back, {} out, {} dropped, {} failed",
-                HumanCount(datagrams.received),
-                size(datagrams.bytes_in),
-                HumanCount(datagrams.sent),
-                size(datagrams.bytes_out),
-                HumanCount(datagrams.dropped),
-                HumanCount(datagrams.failed)
-            )?;
+        if let Some((counters, refusals)) = &self.datagrams {
+            write!(f, "; {}", totals(DatagramCounters::TABLE, counters))?;
             if refusals.total() > 0 {
                 write!(f, ", {} not answered ({refusals})", HumanCount(refusals.total()))?;
             }
@@ -64,7 +43,13 @@ impl std::fmt::Display for Summary {
     }
 }
 
-/// The line that is logged every so often.
+/// All counters of a table, as a sentence tells them.
+fn totals<T>(table: &[Counter<T>], counters: &T) -> String {
+    let parts: Vec<_> = table.iter().map(|it| format!("{} {}", amount(it, (it.get)(counters)), it.label)).collect();
+    parts.join(", ")
+}
+
+/// The line that is logged at intervals.
 pub(super) struct Stats {
     every: Duration,
     last: Instant,
@@ -89,37 +74,46 @@ impl Stats {
     }
 }
 
-/// One line on the time between two states of the counters.
+/// One line on the time between two states of the counters: what there is, and what happened per second.
 fn interval(before: &Summary, after: &Summary, time: Duration) -> String {
-    let per_second = |before: u64, after: u64| ((after - before) as f64 / time.as_secs_f64()).round() as u64;
-    let (was, is) = (&before.counters, &after.counters);
-    let turns = is.turns - was.turns;
-    let mut line = format!(
-        "{} connections, {} made/s, {} lost/s, {}/s in, {}/s out, {} partial sends, {} would-blocks, {} turns/s, {:.1} \
-         events a turn",
-        HumanCount(is.live()),
-        HumanCount(per_second(was.made, is.made)),
-        HumanCount(per_second(was.lost(), is.lost())),
-        size(per_second(was.bytes_in, is.bytes_in)),
-        size(per_second(was.bytes_out, is.bytes_out)),
-        HumanCount(is.partial_sends - was.partial_sends),
-        HumanCount(is.would_block - was.would_block),
-        HumanCount(per_second(was.turns, is.turns)),
-        if turns == 0 { 0.0 } else { (is.events - was.events) as f64 / turns as f64 },
-    );
-    let refused = after.refusals.total() - before.refusals.total();
-    if refused > 0 {
-        line += &format!(", {} refused", HumanCount(refused));
-    }
+    let mut line = format!("{} connections open", HumanCount(after.counters.live()));
+    rates(&mut line, Counters::TABLE, &before.counters, &after.counters, time);
+    let closed = after.counters.closed_total() - before.counters.closed_total();
+    rate(&mut line, "closed", per_second(closed, time), false);
+    rate(&mut line, "refused", per_second(after.refusals.total() - before.refusals.total(), time), false);
     if let Some((is, _)) = &after.datagrams {
         let was = before.datagrams.map_or_else(DatagramCounters::default, |(was, _)| was);
-        line += &format!(
-            ", {} datagrams/s in, {}/s sent back",
-            HumanCount(per_second(was.received, is.received)),
-            HumanCount(per_second(was.sent, is.sent))
-        );
+        rates(&mut line, DatagramCounters::TABLE, &was, is, time);
     }
     line
+}
+
+fn rates<T>(line: &mut String, table: &[Counter<T>], before: &T, after: &T, time: Duration) {
+    for counter in table.iter().filter(|counter| counter.kind == Kind::Total) {
+        let happened = (counter.get)(after) - (counter.get)(before);
+        rate(line, counter.label, per_second(happened, time), counter.is_bytes());
+    }
+}
+
+/// Adds a rate, if it is more than nothing.
+fn rate(line: &mut String, label: &str, per_second: f64, bytes: bool) {
+    if per_second > 0.0 {
+        let _ = if bytes {
+            write!(line, ", {}/s {label}", size(per_second.round() as u64))
+        } else if per_second < 10.0 {
+            write!(line, ", {per_second:.1}/s {label}")
+        } else {
+            write!(line, ", {}/s {label}", HumanCount(per_second.round() as u64))
+        };
+    }
+}
+
+fn per_second(count: u64, time: Duration) -> f64 {
+    count as f64 / time.as_secs_f64().max(1e-9)
+}
+
+fn amount<T>(counter: &Counter<T>, value: u64) -> String {
+    if counter.is_bytes() { size(value).to_string() } else { HumanCount(value).to_string() }
 }
 
 fn size(bytes: u64) -> impl std::fmt::Display {

@@ -1,26 +1,36 @@
-//! Who is who on the one poll.
-//!
-//! The echo's connections have the tokens from 0 on, which are their slab keys. Those of whoever looks inside come far
-//! above, and above them whatever is no connection: listeners, datagram sockets, and the signals at the very end.
+//! Which source on the one poll a token belongs to.
 
 use mio::Token;
 
-/// The first token of the connections over which somebody looks inside.
-pub(super) const ADMIN: usize = 1 << (usize::BITS - 2);
+use crate::reactor::Settings;
+use crate::signals;
 
-const SOURCES: usize = 1 << (usize::BITS - 1);
+/// The first token of the admin interface's connections; those of the echo begin at 0.
+pub(super) const ADMIN: usize = Settings::TOKENS;
 
-/// The token of a socket that is no connection, by its number.
-pub(super) fn source(number: usize) -> Token {
-    Token(SOURCES + number)
+/// The first token of the datagram sockets.
+pub(super) const DATAGRAMS: usize = 2 * Settings::TOKENS;
+
+/// A source on the poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// The echo over streams, and its listeners.
+    Streams,
+    /// The admin interface, and its listeners.
+    Admin,
+    /// The echo over datagrams.
+    Datagrams,
+    Signals,
 }
 
-/// Whether a token is that of an echo's connection.
-pub(super) fn is_echo(token: Token) -> bool {
-    token.0 < ADMIN
-}
-
-/// Whether a token is that of a connection over which somebody looks inside.
-pub(super) fn is_admin(token: Token) -> bool {
-    (ADMIN..SOURCES).contains(&token.0)
+impl Owner {
+    /// Whose token it is.
+    pub fn of(token: Token) -> Owner {
+        match token.0 / Settings::TOKENS {
+            0 => Owner::Streams,
+            1 => Owner::Admin,
+            _ if token == signals::TOKEN => Owner::Signals,
+            _ => Owner::Datagrams,
+        }
+    }
 }

@@ -4,16 +4,13 @@
 //! what is asked for. One request at a time: a client that sends the next before it has its answer gets that answer, and
 //! is closed, which RFC 9112 (9.3.2) lets a server do.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime};
 
 use mio::Token;
 
-use super::super::acceptor::Welcome;
-use super::super::access::Refusal;
 use crate::reactor::socket::Origin;
-use crate::reactor::{CloseReason, Protocol, Stream, Transport};
+use crate::reactor::{CloseReason, Protocol, Refusal, Stream, Transport};
 
 /// The longest request head in bytes.
 pub(super) const LONGEST: usize = 8 * 1024;
@@ -23,7 +20,7 @@ const FIELDS: usize = 64;
 
 /// A request that has come whole, or cannot.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(in crate::serve) enum Request {
     Get {
         path: String,
         /// The client goes on using the connection.
@@ -34,7 +31,7 @@ pub(super) enum Request {
 }
 
 /// What is sent back.
-pub(super) struct Answer {
+pub(in crate::serve) struct Answer {
     status: &'static str,
     content_type: &'static str,
     body: String,
@@ -77,19 +74,22 @@ const BAD_REQUEST: &str = "400 Bad Request";
 const METHOD_NOT_ALLOWED: &str = "405 Method Not Allowed";
 const TOO_LARGE: &str = "431 Request Header Fields Too Large";
 
+/// How long a connection may take from one answer to having taken the next: for a whole request, and to read what comes.
+/// So one that is slow on purpose does not keep its slot.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// The protocol.
-pub(super) struct Http {
-    /// The time of the turn.
-    pub now: Instant,
-    /// Since when each connection owes something: a request, or to take its answer.
-    since: HashMap<Token, Instant>,
+#[derive(Default)]
+pub(in crate::serve) struct Http {
     requests: Vec<(Token, Request)>,
 }
 
-impl Default for Http {
-    fn default() -> Self {
-        Http { now: Instant::now(), since: HashMap::new(), requests: Vec::new() }
-    }
+/// What is remembered about a connection.
+pub(in crate::serve) struct Exchange {
+    /// What has come of a request.
+    head: Vec<u8>,
+    /// Until when it owes something: a request, or to take its answer.
+    due: Instant,
 }
 
 impl Http {
@@ -98,45 +98,47 @@ impl Http {
         std::mem::take(&mut self.requests)
     }
 
+    /// Whether a request waits for its answer.
+    pub fn has_requests(&self) -> bool {
+        !self.requests.is_empty()
+    }
+
     /// Sends the answer to a request.
     pub fn answer<S: Stream>(
         &mut self,
         transport: &mut Transport<'_, S>,
-        state: &mut Vec<u8>,
+        exchange: &mut Exchange,
         request: &Request,
         answer: &Answer,
     ) {
         let keep = matches!(request, Request::Get { keep: true, .. });
-        state.clear();
+        exchange.head.clear();
         transport.write(&answer.encode(keep));
         if !keep {
             transport.close();
         } else if transport.waiting() == 0 {
-            self.since.insert(transport.token(), self.now);
+            exchange.due = transport.now() + REQUEST_TIMEOUT;
         }
-    }
-
-    /// The connections that have owed something for `patience`.
-    pub fn impatient(&self, now: Instant, patience: Duration) -> Vec<Token> {
-        let late = |&(_, &since): &(&Token, &Instant)| now.saturating_duration_since(since) >= patience;
-        self.since.iter().filter(late).map(|(&token, _)| token).collect()
     }
 }
 
 impl<S: Stream> Protocol<S> for Http {
-    /// What has come of a request.
-    type State = Vec<u8>;
+    type State = Exchange;
 
-    fn received(&mut self, transport: &mut Transport<'_, S>, state: &mut Vec<u8>, bytes: &[u8]) {
-        state.extend_from_slice(bytes);
+    fn accept(&mut self, _: Origin, now: Instant) -> Result<Exchange, Refusal> {
+        Ok(Exchange { head: Vec::new(), due: now + REQUEST_TIMEOUT })
+    }
+
+    fn received(&mut self, transport: &mut Transport<'_, S>, exchange: &mut Exchange, bytes: &[u8]) {
+        exchange.head.extend_from_slice(bytes);
         // One that waits for its answer already gets that, and no other.
         let waits = self.requests.iter().any(|(token, _)| *token == transport.token());
-        if let Some(request) = if waits { None } else { parse(state) } {
+        if let Some(request) = if waits { None } else { parse(&exchange.head) } {
             self.requests.push((transport.token(), request));
         }
     }
 
-    fn eof(&mut self, transport: &mut Transport<'_, S>, _: &mut Vec<u8>) {
+    fn eof(&mut self, transport: &mut Transport<'_, S>, _: &mut Exchange) {
         // Who has said all that it had to say may still wait for an answer.
         match self.requests.iter_mut().find(|(token, _)| *token == transport.token()) {
             Some((_, Request::Get { keep, .. })) => *keep = false,
@@ -145,20 +147,16 @@ impl<S: Stream> Protocol<S> for Http {
         }
     }
 
-    fn flushed(&mut self, transport: &mut Transport<'_, S>, _: &mut Vec<u8>) {
-        self.since.insert(transport.token(), self.now);
+    fn flushed(&mut self, transport: &mut Transport<'_, S>, exchange: &mut Exchange) {
+        exchange.due = transport.now() + REQUEST_TIMEOUT;
     }
 
-    fn closed(&mut self, token: Token, _: Vec<u8>, _: &CloseReason) {
-        self.since.remove(&token);
+    fn deadline(&self, exchange: &Exchange) -> Option<Instant> {
+        Some(exchange.due)
+    }
+
+    fn closed(&mut self, token: Token, _: Exchange, _: &CloseReason) {
         self.requests.retain(|(asking, _)| *asking != token);
-    }
-}
-
-impl<S: Stream> Welcome<S> for Http {
-    fn welcome(&mut self, token: Token, _: Origin, now: Instant) -> Result<Vec<u8>, Refusal> {
-        self.since.insert(token, now);
-        Ok(Vec::new())
     }
 }
 
@@ -196,12 +194,9 @@ fn parse(bytes: &[u8]) -> Option<Request> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reactor::{Reactor, Readiness, Settings};
+    use crate::reactor::scripted::{Scripted, Wire, readable};
+    use crate::reactor::{Reactor, Readiness, Settings, Source};
     use proptest::prelude::*;
-    use std::cell::RefCell;
-    use std::collections::VecDeque;
-    use std::io::{self, ErrorKind as Io, Read};
-    use std::rc::Rc;
 
     fn get(path: &str, keep: bool) -> Option<Request> {
         Some(Request::Get { path: path.to_owned(), keep })
@@ -242,103 +237,40 @@ mod tests {
         assert_eq!(parse(format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(100)).as_bytes()), bad(TOO_LARGE));
     }
 
-    /// A socket at which pieces arrive one at a time, and which takes so many bytes between two events.
-    #[derive(Default)]
-    struct Wire {
-        arriving: VecDeque<Vec<u8>>,
-        end: bool,
-        takes: usize,
-        allowance: usize,
-        sent: Vec<u8>,
-        shut: bool,
-    }
-
-    #[derive(Clone, Default)]
-    struct Scripted(Rc<RefCell<Wire>>);
-
-    impl Read for Scripted {
-        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-            let wire = &mut *self.0.borrow_mut();
-            match wire.arriving.pop_front() {
-                Some(piece) => {
-                    into[..piece.len()].copy_from_slice(&piece);
-                    Ok(piece.len())
-                }
-                None if wire.end => Ok(0),
-                None => Err(Io::WouldBlock.into()),
-            }
-        }
-    }
-
-    impl Write for Scripted {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let wire = &mut *self.0.borrow_mut();
-            if wire.allowance == 0 {
-                return Err(Io::WouldBlock.into());
-            }
-            let taken = bytes.len().min(wire.allowance);
-            wire.allowance -= taken;
-            wire.sent.extend_from_slice(&bytes[..taken]);
-            Ok(taken)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Stream for Scripted {
-        fn shutdown_write(&mut self) -> io::Result<()> {
-            self.0.borrow_mut().shut = true;
-            Ok(())
-        }
-
-        fn established(&mut self) -> io::Result<bool> {
-            Ok(true)
-        }
-    }
-
     /// A client, and the loop that it is a client of.
     struct World {
         reactor: Reactor<Scripted, Http>,
-        wire: Scripted,
+        wire: Wire,
         token: Token,
         now: Instant,
+        /// How many bytes its socket takes between two events.
+        takes: usize,
         /// Requests that were answered.
         asked: Vec<Request>,
     }
 
     impl World {
         fn new(takes: usize) -> Self {
-            let wire = Scripted::default();
-            wire.0.borrow_mut().takes = takes;
-            let mut reactor = Reactor::new(
-                Http::default(),
-                Settings { read_size: LONGEST, largest_read: LONGEST, ..Settings::default() },
-            );
+            let wire = Wire::default();
+            wire.0.borrow_mut().conclusive = false;
+            let settings = Settings { read_size: LONGEST, max_read_size: LONGEST, ..Settings::default() };
+            let mut reactor = Reactor::new(Http::default(), settings);
             let now = Instant::now();
-            let socket = wire.clone();
             let token = reactor
-                .open(|token, http| {
-                    let state = Welcome::<Scripted>::welcome(http, token, Origin::Unix, now);
-                    Ok((socket, state.unwrap()))
+                .open(|_, http: &mut Http| {
+                    let state = Protocol::<Scripted>::accept(http, Origin::Unix, now);
+                    Ok((wire.socket(), state.unwrap()))
                 })
                 .unwrap();
-            World { reactor, wire, token, now, asked: Vec::new() }
-        }
-
-        fn arrive(&mut self, piece: &[u8]) {
-            self.wire.0.borrow_mut().arriving.push_back(piece.to_vec());
+            World { reactor, wire, token, now, takes, asked: Vec::new() }
         }
 
         /// A turn as the owner makes it. Each answer is the path.
         fn turn(&mut self) {
-            let takes = self.wire.0.borrow().takes;
-            self.wire.0.borrow_mut().allowance = takes;
-            self.reactor.protocol_mut().now = self.now;
+            self.wire.0.borrow_mut().room = self.takes;
             let read_closed = self.wire.0.borrow().end;
-            let everything = Readiness { token: self.token, readable: true, writable: true, read_closed };
-            self.reactor.turn(self.now, [everything]);
+            let everything = Readiness { writable: true, read_closed, ..readable(self.token) };
+            self.reactor.turn_with(self.now, [everything]);
             for (token, request) in self.reactor.protocol_mut().take_requests() {
                 let body = match &request {
                     Request::Get { path, .. } => path.clone(),
@@ -351,49 +283,54 @@ mod tests {
         }
 
         fn sent(&self) -> String {
-            String::from_utf8(self.wire.0.borrow().sent.clone()).unwrap()
+            String::from_utf8(self.wire.written()).unwrap()
         }
 
-        fn impatient(&self, after: Duration) -> usize {
-            self.reactor.protocol().impatient(self.now + after, Duration::from_secs(10)).len()
+        /// Whether it still has its connection when nothing happens for so long.
+        fn lives(&mut self, quiet: Duration) -> bool {
+            self.reactor.turn(self.now + quiet);
+            !self.wire.dropped()
         }
     }
 
     #[test]
     fn a_client_is_given_time_for_each_request_and_not_for_a_byte() {
+        let [less, more] = [REQUEST_TIMEOUT - Duration::from_secs(1), REQUEST_TIMEOUT + Duration::from_secs(1)];
         let mut world = World::new(1 << 20);
-        let eleven = Duration::from_secs(11);
-        assert_eq!((world.impatient(Duration::from_secs(9)), world.impatient(eleven)), (0, 1), "it says nothing");
-        world.now += Duration::from_secs(9);
-        world.arrive(b"GET / HT");
+        assert!(world.lives(less) && !world.lives(more), "it says nothing");
+        let mut world = World::new(1 << 20);
+        world.now += less;
+        world.wire.arrive(b"GET / HT");
         world.turn();
-        assert_eq!(world.impatient(Duration::from_secs(2)), 1, "a few bytes gain it nothing");
-        world.arrive(b"TP/1.1\r\n\r\n");
+        assert!(!world.lives(Duration::from_secs(2)), "a few bytes gain it nothing");
+        let mut world = World::new(1 << 20);
+        world.now += less;
+        world.wire.arrive(b"GET / HTTP/1.1\r\n\r\n");
         world.turn();
-        assert_eq!((world.impatient(Duration::from_secs(9)), world.impatient(eleven)), (0, 1), "an answer does");
+        assert!(world.lives(less) && !world.lives(more), "an answer does");
         // An answer that is not taken.
         let mut world = World::new(10);
-        world.arrive(b"GET /slow HTTP/1.1\r\n\r\n");
+        world.wire.arrive(b"GET /slow HTTP/1.1\r\n\r\n");
         world.turn();
-        world.now += Duration::from_secs(9);
+        world.now += less;
         world.turn();
-        assert_eq!((world.sent().len(), world.impatient(Duration::from_secs(2))), (20, 1));
+        assert!(!world.lives(Duration::from_secs(2)));
+        assert_eq!(world.sent().len(), 20);
     }
 
     #[test]
     fn what_comes_too_early_or_after_the_end_is_not_answered() {
         let mut world = World::new(1 << 20);
-        world.arrive(b"GET /1 HTTP/1.1\r\n\r\n");
-        world.arrive(b"GET /2 HTTP/1.1\r\n\r\n");
+        world.wire.arrive(b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n");
         world.turn();
         assert_eq!(world.asked.len(), 1);
         assert!(world.sent().ends_with("/1"), "{}", world.sent());
         let mut world = World::new(1 << 20);
-        world.wire.0.borrow_mut().end = true;
-        world.arrive(b"GET /half-closed HTTP/1.1\r\n\r\n");
+        world.wire.end();
+        world.wire.arrive(b"GET /half-closed HTTP/1.1\r\n\r\n");
         world.turn();
         assert!(world.sent().contains("Connection: close") && world.sent().ends_with("/half-closed"));
-        assert!(world.reactor.is_empty() && world.reactor.protocol().since.is_empty());
+        assert!(world.reactor.is_empty());
     }
 
     proptest! {
@@ -408,7 +345,7 @@ mod tests {
                 let mut rest = request.as_bytes();
                 for &cut in cuts.iter().cycle() {
                     let (piece, after) = rest.split_at(cut.min(rest.len()));
-                    world.arrive(piece);
+                    world.wire.arrive(piece);
                     world.turn();
                     rest = after;
                     if rest.is_empty() {

@@ -11,7 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::super::access::Refusal;
 use super::Snapshot;
-use crate::reactor::TURN_SIZES;
+use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind, TURN_SIZES};
 
 /// The media type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -38,6 +38,20 @@ impl Writer<'_> {
     fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: f64) -> fmt::Result {
         let value = ConstGauge::new(value);
         value.encode(self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?)
+    }
+
+    /// All counters of a table.
+    fn table<T>(&mut self, prefix: &str, table: &[Counter<T>], counters: &T) -> fmt::Result {
+        for counter in table {
+            let name = format!("{prefix}_{}", counter.name.trim_end_matches("_bytes"));
+            let unit = counter.is_bytes().then_some(&Unit::Bytes);
+            let value = (counter.get)(counters);
+            match counter.kind {
+                Kind::Total => self.counter(&name, counter.help, unit, value)?,
+                Kind::Gauge => self.gauge(&name, counter.help, unit, value as f64)?,
+            }
+        }
+        Ok(())
     }
 
     /// One counter for each reason.
@@ -67,37 +81,15 @@ impl Collector for Snapshot {
 
         write.gauge("echoloop_connections", "Connections there are", None, counters.live() as f64)?;
         write.gauge("echoloop_connections_limit", "The most at once", None, self.max_connections as f64)?;
-        write.counter("echoloop_accepted", "Connections accepted", None, counters.made)?;
-        let closed = [
-            ("finished", counters.finished),
-            ("failed", counters.failed),
-            ("idle", counters.idle),
-            ("stalled", counters.stalled),
-            ("aborted", counters.aborted),
-            ("refused", counters.refused),
-        ];
+        write.table("echoloop", Counters::TABLE, counters)?;
+        let closed = CloseReason::ALL.iter().zip(counters.closed).map(|((name, _), count)| (*name, count));
         write.by_reason("echoloop_closed", "Connections closed", closed)?;
         let refused = Refusal::OF_CONNECTIONS.map(|it| (it.name(), summary.refusals.of(it)));
         write.by_reason("echoloop_refused", "Connections not let in", refused)?;
-        write.counter(
-            "echoloop_accept_pauses",
-            "Times that accepting paused for want of room or descriptors",
-            None,
-            summary.accept_pauses,
-        )?;
-
-        let bytes = Some(&Unit::Bytes);
-        write.counter("echoloop_received", "Received over streams", bytes, counters.bytes_in)?;
-        write.counter("echoloop_sent", "Sent over streams", bytes, counters.bytes_out)?;
-        write.gauge("echoloop_waiting", "Waiting until sockets are WRITABLE", bytes, counters.waiting as f64)?;
         if let Some(messages) = self.messages {
             write.counter("echoloop_messages", "Messages echoed", None, messages)?;
         }
-        write.counter("echoloop_partial_sends", "Sends that took a part", None, counters.partial_sends)?;
-        write.counter("echoloop_would_blocks", "Reads that found nothing", None, counters.would_block)?;
 
-        write.counter("echoloop_turns", "Turns of the event loop", None, counters.turns)?;
-        write.counter("echoloop_events", "Readiness events of connections", None, counters.events)?;
         let bounds = TURN_SIZES.map(|bound| bound.map_or(f64::INFINITY, |bound| bound as f64));
         let buckets: Vec<_> = bounds.into_iter().zip(counters.turn_sizes).collect();
         write
@@ -110,17 +102,12 @@ impl Collector for Snapshot {
         write.counter("echoloop_awake", "Time at work", seconds, awake.as_secs_f64())?;
 
         if let Some((datagrams, refusals)) = &summary.datagrams {
-            write.counter("echoloop_datagrams_received", "Datagrams received", None, datagrams.received)?;
-            write.counter("echoloop_datagrams_sent", "Datagrams sent back", None, datagrams.sent)?;
-            write.counter("echoloop_datagram_received", "Received in datagrams", bytes, datagrams.bytes_in)?;
-            write.counter("echoloop_datagram_sent", "Sent in datagrams", bytes, datagrams.bytes_out)?;
+            write.table("echoloop_datagrams", DatagramCounters::TABLE, datagrams)?;
             let unanswered = Refusal::OF_DATAGRAMS.map(|it| (it.name(), refusals.of(it)));
-            let lost = [("queue_full", datagrams.dropped), ("failed", datagrams.failed)];
-            let unanswered = unanswered.into_iter().chain(lost);
-            write.by_reason("echoloop_datagrams_unanswered", "Datagrams not sent back", unanswered)?;
+            write.by_reason("echoloop_datagrams_refused", "Datagrams not answered", unanswered)?;
         }
         if let Some(resident) = super::resident_memory() {
-            write.gauge("process_resident_memory", "Resident memory", bytes, resident as f64)?;
+            write.gauge("process_resident_memory", "Resident memory", Some(&Unit::Bytes), resident as f64)?;
         }
         Ok(())
     }

@@ -15,25 +15,15 @@ mod state;
 use std::time::{Duration, Instant};
 
 use log::debug;
-use mio::Token;
 
-use super::acceptor::{Accept, Acceptor};
-use super::listener::Listener;
 use super::stats::Summary;
 use super::tokens;
 use crate::reactor::address::Endpoint;
-use crate::reactor::{Activity, Reactor, Readiness, Settings};
+use crate::reactor::{Activity, Reactor, Readiness, Settings, Source, Stream};
 use http::{Answer, Http, Request};
 
-/// Connections at once. Who comes beyond waits in the backlog.
+/// Connections at once. Further ones wait in the backlog.
 pub(super) const MAX_CONNECTIONS: usize = 64;
-
-/// How long a connection may take from one answer to having taken the next: for a whole request, and to read what comes.
-/// So one that is slow on purpose does not keep its place.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How often impatience is looked for, while there are connections.
-const SWEEP: Duration = Duration::from_secs(1);
 
 /// A server's figures at one moment.
 #[derive(Debug, Clone)]
@@ -55,11 +45,11 @@ pub(super) trait StatusSource {
     /// Its figures.
     fn snapshot(&self, now: Instant) -> Snapshot;
 
-    /// The number of places for connections in its slab.
-    fn places(&self) -> usize;
+    /// The number of slots for connections in its slab.
+    fn slots(&self) -> usize;
 
-    /// What the connection at a place is activity, if there is one: see [`Reactor::activity`].
-    fn activity(&self, place: usize, lately: Duration) -> Option<Activity>;
+    /// What the connection in a slot is doing, if there is one: see [`Reactor::activity`].
+    fn activity(&self, slot: usize, recent: Duration) -> Option<Activity>;
 }
 
 /// The resident memory of this process in bytes, where the system tells (proc(5)).
@@ -71,33 +61,25 @@ fn resident_memory() -> Option<u64> {
 }
 
 /// The listeners and connections of those who look.
-pub(super) struct Admin<A: Accept = Listener> {
-    acceptor: Acceptor<A>,
-    reactor: Reactor<A::Stream, Http>,
-    endpoints: Vec<Endpoint>,
-    /// What became ready since the last turn.
-    ready: Vec<Readiness>,
-    next_sweep: Instant,
+pub(super) struct Admin<S: Stream> {
+    pub reactor: Reactor<S, Http>,
+    /// Where it listens, with the real ports.
+    pub endpoints: Vec<Endpoint>,
 }
 
-impl<A: Accept> Admin<A> {
-    /// Answers on `listeners`, at most `max_connections` at once.
-    pub fn new(listeners: Vec<(Token, A)>, endpoints: Vec<Endpoint>, max_connections: usize) -> Self {
+impl<S: Stream> Admin<S> {
+    /// Without listeners; serves at most `max_connections` at once.
+    pub fn new(max_connections: usize) -> Self {
         let settings = Settings {
             first_token: tokens::ADMIN,
             // A request is short, and one is answered at a time.
             read_size: http::LONGEST,
-            largest_read: http::LONGEST,
+            max_read_size: http::LONGEST,
             read_budget: http::LONGEST,
+            max_connections,
             ..Settings::default()
         };
-        Admin {
-            acceptor: Acceptor::new(listeners, max_connections, None),
-            reactor: Reactor::new(Http::default(), settings),
-            endpoints,
-            ready: Vec::new(),
-            next_sweep: Instant::now(),
-        }
+        Admin { reactor: Reactor::new(Http::default(), settings), endpoints: Vec::new() }
     }
 
     /// Where it listens, with the real ports.
@@ -105,45 +87,27 @@ impl<A: Accept> Admin<A> {
         &self.endpoints
     }
 
-    /// Notes readiness, if it is of a socket here. Returns whether it was.
-    pub fn mark(&mut self, readiness: &Readiness) -> bool {
-        if self.acceptor.mark(readiness) {
-            return true;
-        }
-        let ours = tokens::is_admin(readiness.token);
-        if ours {
-            self.ready.push(*readiness);
-        }
-        ours
-    }
-
-    /// Answers those who asked for something.
-    pub fn turn(&mut self, now: Instant, server: &impl StatusSource) {
-        let ready = std::mem::take(&mut self.ready);
-        if !ready.is_empty() || self.reactor.sleep(now) == Some(Duration::ZERO) {
-            self.reactor.protocol_mut().now = now;
-            self.reactor.turn(now, ready.iter().copied());
-        }
-        self.ready = ready;
-        self.ready.clear();
-        self.acceptor.accept(now, &mut self.reactor);
+    /// Answers those who have asked for something.
+    pub fn answer(&mut self, now: Instant, server: &impl StatusSource) {
         for (token, request) in self.reactor.protocol_mut().take_requests() {
             debug!("inside: {request:?}");
             let answer = answer(&request, now, server);
             self.reactor.with(token, |http, transport, state| http.answer(transport, state, &request, &answer));
         }
-        if now >= self.next_sweep {
-            self.next_sweep = now + SWEEP;
-            for token in self.reactor.protocol().impatient(now, REQUEST_TIMEOUT) {
-                self.reactor.abort(token);
-            }
-        }
+    }
+}
+
+impl<S: Stream> Source for Admin<S> {
+    fn note(&mut self, readiness: Readiness) {
+        self.reactor.note(readiness);
     }
 
-    /// How long the poll may sleep as far as this goes; `None`: until something becomes ready.
-    pub fn sleep(&self, now: Instant) -> Option<Duration> {
-        let sweep = (!self.reactor.is_empty()).then(|| self.next_sweep.saturating_duration_since(now));
-        [sweep, self.reactor.sleep(now), self.acceptor.sleep(now, &self.reactor)].into_iter().flatten().min()
+    fn turn(&mut self, now: Instant) {
+        self.reactor.turn(now);
+    }
+
+    fn sleep(&self, now: Instant) -> Option<Duration> {
+        if self.reactor.protocol().has_requests() { Some(Duration::ZERO) } else { self.reactor.sleep(now) }
     }
 }
 

@@ -1,15 +1,15 @@
 //! The figures as JSON, with the state of every connection, for the live page.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::super::access::Refusals;
 use super::StatusSource;
-use crate::reactor::{Activity, Counters};
+use crate::reactor::{Activity, CloseReason, Counter, Counters, DatagramCounters};
 
 /// Bytes that moved so long ago still count as movement: as long as the page takes from one look to the next.
-const LATELY: Duration = Duration::from_millis(500);
+const RECENT: Duration = Duration::from_millis(500);
 
 /// Cells that the connections are shown in.
 const CELLS: usize = 1024;
@@ -27,29 +27,23 @@ struct State {
     stopping: bool,
     max_connections: u64,
     connections: u64,
-    accept_pauses: u64,
     refused: u64,
     messages: Option<u64>,
     resident: Option<u64>,
-    counters: Counters,
-    datagrams: Option<Datagrams>,
+    counters: BTreeMap<&'static str, u64>,
+    /// Connections closed, by reason.
+    closed: BTreeMap<&'static str, u64>,
+    datagrams: Option<BTreeMap<&'static str, u64>>,
     /// A letter for each cell: see [`letter`].
     cells: String,
-    /// Places that a cell stands for.
-    places_per_cell: usize,
-}
-
-#[derive(Debug, Serialize)]
-struct Datagrams {
-    received: u64,
-    sent: u64,
-    unanswered: u64,
+    /// Slots that a cell stands for.
+    slots_per_cell: usize,
 }
 
 /// The state of a server.
 pub(super) fn json(now: Instant, server: &impl StatusSource) -> String {
     let snapshot = server.snapshot(now);
-    let (cells, places_per_cell) = cells(server.places(), |place| server.activity(place, LATELY));
+    let (cells, slots_per_cell) = cells(server.slots(), |place| server.activity(place, RECENT));
     let state = State {
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
@@ -58,24 +52,28 @@ pub(super) fn json(now: Instant, server: &impl StatusSource) -> String {
         stopping: snapshot.stopping,
         max_connections: snapshot.max_connections,
         connections: snapshot.summary.counters.live(),
-        accept_pauses: snapshot.summary.accept_pauses,
         refused: snapshot.summary.refusals.total(),
         messages: snapshot.messages,
         resident: super::resident_memory(),
-        counters: snapshot.summary.counters,
-        datagrams: snapshot.summary.datagrams.map(|(counters, refusals): (_, Refusals)| Datagrams {
-            received: counters.received,
-            sent: counters.sent,
-            unanswered: counters.dropped + counters.failed + refusals.total(),
-        }),
+        counters: values(Counters::TABLE, &snapshot.summary.counters),
+        closed: CloseReason::ALL
+            .iter()
+            .zip(snapshot.summary.counters.closed)
+            .map(|((name, _), it)| (*name, it))
+            .collect(),
+        datagrams: snapshot.summary.datagrams.map(|(counters, _)| values(DatagramCounters::TABLE, &counters)),
         cells,
-        places_per_cell,
+        slots_per_cell,
     };
     // Plain figures and text cannot fail to be written.
     serde_json::to_string(&state).unwrap_or_default()
 }
 
-/// A letter for each cell, and the number of places that it stands for. If that is more than one, the cell shows what
+fn values<T>(table: &[Counter<T>], counters: &T) -> BTreeMap<&'static str, u64> {
+    table.iter().map(|counter| (counter.name, (counter.get)(counters))).collect()
+}
+
+/// A letter for each cell, and the number of slots that it stands for. If that is more than one, the cell shows what
 /// is most worth seeing among the first of them.
 fn cells(places: usize, activity: impl Fn(usize) -> Option<Activity>) -> (String, usize) {
     let each = places.div_ceil(CELLS).max(1);

@@ -15,7 +15,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
-use super::acceptor::Accept;
+use super::acceptor::Listen;
 use crate::reactor::Poller;
 use crate::reactor::address::Endpoint;
 use crate::reactor::socket::{Origin, Socket, unix_address, unix_path};
@@ -25,17 +25,31 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The options of listening sockets. Connections inherit those of theirs, which saves a system call each.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "cli", derive(clap::Args), command(next_help_heading = "Sockets"))]
 pub struct SocketOptions {
-    /// Connections the kernel keeps until they are accepted (listen(2)). A short backlog makes a burst of connects
-    /// crawl: what does not fit is dropped, and the peer tries again after a second.
+    /// Connections that the kernel keeps until they are accepted. A short backlog makes bursts of connects crawl: what
+    /// does not fit is dropped, and tries again after a second
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N", default_value_t = SocketOptions::default().backlog,
+        value_parser = clap::value_parser!(u32).range(1..)))]
     pub backlog: u32,
-    /// The receive buffer of each connection in bytes (`SO_RCVBUF`); `None` leaves it to the kernel's tuning.
+
+    /// Receive buffer of each connection in the kernel, such as 64KiB (SO_RCVBUF); by default the kernel tunes it
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE", value_parser = crate::values::buffer_size))]
     pub recv_buffer: Option<usize>,
-    /// The send buffer of each connection in bytes (`SO_SNDBUF`); `None` leaves it to the kernel's tuning.
+
+    /// Send buffer of each connection in the kernel (SO_SNDBUF); by default the kernel tunes it. A tiny one, 4KiB, makes
+    /// partial sends visible at -vv
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE", value_parser = crate::values::buffer_size))]
     pub send_buffer: Option<usize>,
-    /// Leave Nagle's algorithm on (RFC 896), which delays small sends; `false` sets `TCP_NODELAY`.
+
+    /// Leave Nagle's algorithm on: small sends wait for the acknowledgement of earlier ones (RFC 896). By default
+    /// TCP_NODELAY is set
+    #[cfg_attr(feature = "cli", arg(long))]
     pub nagle: bool,
-    /// Let other processes listen on the same addresses (`SO_REUSEPORT`); the kernel shares the connections out.
+
+    /// Let other processes listen on the same addresses; the kernel shares the connections out among them: one process
+    /// per core, each on its own (SO_REUSEPORT)
+    #[cfg_attr(feature = "cli", arg(long))]
     pub reuse_port: bool,
 }
 
@@ -47,7 +61,7 @@ impl Default for SocketOptions {
 
 /// A listening socket of either family in the poll.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub struct Listener {
     /// The file that goes when the listener does. It goes first: as long as the socket is there nobody takes the file
     /// for one that was left behind, and no other file can have its inode.
     _file: Option<SocketFile>,
@@ -120,6 +134,8 @@ impl Listener {
         let inherited = SockRef::from(&socket);
         inherited.set_tcp_nodelay(!options.nagle)?;
         inherited.set_keepalive(true)?;
+        // An urgent byte is data in its place (RFC 862; RFC 6093, 3). Connections inherit that too.
+        inherited.set_out_of_band_inline(true)?;
         let mut socket = TcpListener::from_std(socket);
         registry.register(&mut socket, token, Interest::READABLE)?;
         Listener::new(Listening::Tcp(socket), options, registry)
@@ -184,7 +200,7 @@ impl Listener {
     }
 }
 
-impl Accept for Listener {
+impl Listen for Listener {
     type Stream = Socket;
 
     fn accept(&mut self, token: Token) -> io::Result<(Socket, Origin)> {
@@ -196,6 +212,16 @@ impl Accept for Listener {
                 Err(error)
             }
         }
+    }
+
+    fn close_backlog(&mut self) -> usize {
+        // A backlog of 0 lets nobody else in, and keeps who is in it (listen(2)). Where the system sees that otherwise, the
+        // number bounds what is still accepted.
+        let _ = match &self.socket {
+            Listening::Tcp(socket) => SockRef::from(socket).listen(0),
+            Listening::Unix(socket) => SockRef::from(socket).listen(0),
+        };
+        self.options.backlog as usize + 1
     }
 }
 
@@ -324,7 +350,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// Says so if the kernel will cut the backlog that was asked for (listen(2), on `somaxconn`).
-pub(super) fn check_backlog(backlog: u32) {
+pub fn check_backlog(backlog: u32) {
     let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
     if let Some(limit) = limit.ok().and_then(|text| text.trim().parse::<u32>().ok())
         && limit < backlog

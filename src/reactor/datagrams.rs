@@ -1,0 +1,358 @@
+//! Datagrams: the one loop for all who send and receive them.
+//!
+//! There are no connections, so there is nothing to wait for when a socket's send queue is full: the datagram is dropped
+//! and counted, as the network would have done, or its sender tries again when the socket is writable. Readiness is an
+//! edge here too: a socket stays *ready* until a receive said WouldBlock. An error that a receive reports may be about a
+//! datagram that was sent earlier (udp(7)); the socket goes on, and an error that stays is a pause.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use log::trace;
+use mio::Token;
+use slab::Slab;
+
+use super::pause::Pause;
+use super::source::{Readiness, Source, shortest};
+
+/// Datagrams received from one socket in a turn before the others get theirs.
+pub const DATAGRAM_BUDGET: usize = 256;
+
+/// No datagram is longer (RFC 768): 65,507 bytes over IPv4, 65,527 over IPv6.
+pub const MAX_DATAGRAM: usize = 65_535;
+
+/// Between whom a datagram went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Envelope {
+    /// Who sent it, and whom an answer goes to.
+    pub from: SocketAddr,
+    /// The address of ours that it was sent to, if the socket has several: the answer must come from there, or whoever
+    /// asked will not take it for one.
+    pub to: Option<IpAddr>,
+    /// It was sent to a broadcast or multicast address.
+    pub to_many: bool,
+}
+
+impl From<SocketAddr> for Envelope {
+    fn from(from: SocketAddr) -> Self {
+        Envelope { from, to: None, to_many: false }
+    }
+}
+
+/// A non-blocking datagram socket.
+pub trait DatagramSocket {
+    /// Receives the next datagram, whole.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports (recvmsg(2)).
+    fn receive(&mut self, into: &mut [u8]) -> io::Result<(usize, Envelope)>;
+
+    /// Sends a datagram to where one came from.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports (sendmsg(2)); `WouldBlock` if the send queue is full.
+    fn send(&mut self, bytes: &[u8], envelope: &Envelope) -> io::Result<()>;
+}
+
+/// What a service does with datagrams.
+pub trait DatagramProtocol<D: DatagramSocket>: Sized {
+    /// A datagram has come.
+    fn received(&mut self, outlet: &mut Outlet<'_, D>, envelope: &Envelope, bytes: &[u8]);
+
+    /// The socket may take datagrams again, or for the first time.
+    fn writable(&mut self, _outlet: &mut Outlet<'_, D>) {}
+
+    /// A receive failed, perhaps for what was sent earlier.
+    fn failed(&mut self, _outlet: &mut Outlet<'_, D>, _error: &io::Error) {}
+}
+
+/// What became of a datagram that was to be sent.
+#[derive(Debug)]
+pub enum Sent {
+    /// The kernel took it.
+    Taken,
+    /// There was no room: it was dropped, and [`writable`](DatagramProtocol::writable) is called when there is.
+    NoRoom,
+    /// The kernel refused it, as when there is no route.
+    Failed(io::Error),
+}
+
+crate::counters! {
+    /// What happened to datagrams.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub struct DatagramCounters {
+        /// Datagrams received, whatever became of them
+        received: Total = "datagrams",
+        /// Bytes received in datagrams
+        received_bytes: Total = "in",
+        /// Datagrams sent
+        sent: Total = "sent back",
+        /// Bytes sent in datagrams
+        sent_bytes: Total = "out",
+        /// Datagrams dropped because the send queue was full
+        dropped: Total = "dropped",
+        /// Datagrams that the kernel refused to send
+        failed: Total = "failed",
+        /// Receives that failed, perhaps for what was sent earlier
+        receive_errors: Total = "receive errors",
+    }
+}
+
+/// A socket, as its protocol sees it during a call.
+pub struct Outlet<'a, D> {
+    socket: &'a mut D,
+    token: Token,
+    now: Instant,
+    counters: &'a mut DatagramCounters,
+}
+
+impl<D: DatagramSocket> Outlet<'_, D> {
+    /// Sends a datagram to where `envelope` came from.
+    pub fn send(&mut self, bytes: &[u8], envelope: &Envelope) -> Sent {
+        loop {
+            match self.socket.send(bytes, envelope) {
+                Ok(()) => {
+                    self.counters.sent += 1;
+                    self.counters.sent_bytes += bytes.len() as u64;
+                    return Sent::Taken;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.counters.dropped += 1;
+                    return Sent::NoRoom;
+                }
+                Err(error) => {
+                    self.counters.failed += 1;
+                    return Sent::Failed(error);
+                }
+            }
+        }
+    }
+
+    /// The socket's token.
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// When this turn of the loop began.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The socket, to ask it something.
+    pub fn socket(&self) -> &D {
+        self.socket
+    }
+}
+
+struct Port<D> {
+    socket: D,
+    /// Its last receive did not say WouldBlock, so there may be datagrams that no edge will announce.
+    readable: bool,
+    /// It became writable, and its protocol was not told yet.
+    writable: bool,
+    /// Its key is in the ready queue.
+    queued: bool,
+    pause: Pause,
+}
+
+impl<D> Port<D> {
+    fn may_receive(&self) -> bool {
+        self.readable && self.pause.until().is_none()
+    }
+}
+
+/// Datagram sockets, and which of them can make a step.
+pub struct Datagrams<D, P> {
+    ports: Slab<Port<D>>,
+    /// Keys of sockets that can make a step without waiting for an event, each once.
+    ready: Vec<u32>,
+    /// Keys of sockets that pause.
+    paused: Vec<u32>,
+    buffer: Box<[u8]>,
+    protocol: P,
+    counters: DatagramCounters,
+    first_token: usize,
+    now: Instant,
+}
+
+impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
+    /// A loop without sockets; the tokens of those to come begin at `first_token`.
+    pub fn new(protocol: P, first_token: usize) -> Self {
+        Datagrams {
+            ports: Slab::new(),
+            ready: Vec::new(),
+            paused: Vec::new(),
+            buffer: Box::default(),
+            protocol,
+            counters: DatagramCounters::default(),
+            first_token,
+            now: Instant::now(),
+        }
+    }
+
+    /// Adds the socket that `make` returns, registered under the token it is given.
+    ///
+    /// # Errors
+    ///
+    /// What `make` returns; nothing is added then.
+    pub fn add(&mut self, make: impl FnOnce(Token) -> io::Result<D>) -> io::Result<Token> {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; MAX_DATAGRAM].into_boxed_slice();
+        }
+        let entry = self.ports.vacant_entry();
+        let token = Token(self.first_token + entry.key());
+        let socket = make(token)?;
+        // Something may have come before it was in the poll.
+        entry.insert(Port { socket, readable: true, writable: false, queued: false, pause: Pause::default() });
+        self.queue(token.0 - self.first_token);
+        Ok(token)
+    }
+
+    /// Drops a socket, if it is there.
+    pub fn remove(&mut self, token: Token) {
+        self.ports.try_remove(self.key(token));
+    }
+
+    /// Lets the protocol act on one socket outside of an event. Returns whether the socket was there.
+    pub fn with<R>(&mut self, token: Token, act: impl FnOnce(&mut P, &mut Outlet<'_, D>) -> R) -> Option<R> {
+        let port = self.ports.get_mut(self.key(token))?;
+        let mut outlet = Outlet { socket: &mut port.socket, token, now: self.now, counters: &mut self.counters };
+        Some(act(&mut self.protocol, &mut outlet))
+    }
+
+    /// Receives what has come so far, as far as `now` goes, and drops all sockets.
+    pub fn close(&mut self, now: Instant) {
+        self.now = now;
+        for key in self.ports.iter().map(|(key, _)| key).collect::<Vec<_>>() {
+            self.ports[key].readable = true;
+            self.serve(key);
+        }
+        self.ports.clear();
+        self.ready.clear();
+        self.paused.clear();
+    }
+
+    /// Whether there is no socket.
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty()
+    }
+
+    /// What has been counted.
+    pub fn counters(&self) -> &DatagramCounters {
+        &self.counters
+    }
+
+    /// The protocol.
+    pub fn protocol(&self) -> &P {
+        &self.protocol
+    }
+
+    /// The protocol, to change it.
+    pub fn protocol_mut(&mut self) -> &mut P {
+        &mut self.protocol
+    }
+
+    fn key(&self, token: Token) -> usize {
+        token.0.wrapping_sub(self.first_token)
+    }
+
+    fn queue(&mut self, key: usize) {
+        let port = &mut self.ports[key];
+        if !port.queued && (port.may_receive() || port.writable) {
+            port.queued = true;
+            self.ready.push(key as u32);
+        }
+    }
+
+    /// Makes the steps that one socket can make now, within its budget.
+    fn serve(&mut self, key: usize) {
+        let Some(port) = self.ports.get_mut(key) else { return };
+        port.queued = false;
+        let token = Token(self.first_token + key);
+        let mut outlet = Outlet { socket: &mut port.socket, token, now: self.now, counters: &mut self.counters };
+        if std::mem::take(&mut port.writable) {
+            self.protocol.writable(&mut outlet);
+        }
+        for _ in 0..DATAGRAM_BUDGET {
+            if !port.readable || port.pause.until().is_some() {
+                break;
+            }
+            match outlet.socket.receive(&mut self.buffer) {
+                Ok((length, envelope)) => {
+                    port.pause.succeeded();
+                    port.pause.end_episode(|| "receiving datagrams goes on".to_owned());
+                    outlet.counters.received += 1;
+                    outlet.counters.received_bytes += length as u64;
+                    self.protocol.received(&mut outlet, &envelope, &self.buffer[..length]);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    port.pause.succeeded();
+                    port.readable = false;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    trace!("token {}: receiving datagrams: {error}", token.0);
+                    outlet.counters.receive_errors += 1;
+                    self.protocol.failed(&mut outlet, &error);
+                    if port.pause.is_persistent() {
+                        port.pause.begin(self.now);
+                        let tell = || format!("receiving datagrams pauses: {error}; it is tried again soon");
+                        port.pause.begin_episode(self.now, tell);
+                        self.paused.push(key as u32);
+                    }
+                }
+            }
+        }
+        self.queue(key);
+    }
+
+    /// Ends the pauses whose time has passed.
+    fn resume(&mut self) {
+        if self.paused.is_empty() {
+            return;
+        }
+        for key in std::mem::take(&mut self.paused) {
+            let Some(port) = self.ports.get_mut(key as usize) else { continue };
+            if port.pause.is_over(self.now, false) {
+                self.queue(key as usize);
+            } else {
+                self.paused.push(key);
+            }
+        }
+    }
+}
+
+impl<D: DatagramSocket, P: DatagramProtocol<D>> Source for Datagrams<D, P> {
+    fn note(&mut self, readiness: Readiness) {
+        let key = self.key(readiness.token);
+        if let Some(port) = self.ports.get_mut(key) {
+            port.readable |= readiness.readable | readiness.read_closed;
+            port.writable |= readiness.writable;
+            self.queue(key);
+        }
+    }
+
+    fn turn(&mut self, now: Instant) {
+        self.now = now;
+        self.resume();
+        let ready = self.ready.len();
+        for at in 0..ready {
+            self.serve(self.ready[at] as usize);
+        }
+        self.ready.drain(..ready);
+    }
+
+    fn sleep(&self, now: Instant) -> Option<Duration> {
+        if !self.ready.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        shortest(self.paused.iter().map(|&key| {
+            let until = self.ports.get(key as usize)?.pause.until()?;
+            Some(until.saturating_duration_since(now))
+        }))
+    }
+}

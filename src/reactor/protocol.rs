@@ -1,0 +1,141 @@
+//! What a service does with its connections, and how a connection ends.
+
+use std::fmt;
+use std::io;
+use std::time::Instant;
+
+use mio::Token;
+
+use super::connection::Stream;
+use super::socket::Origin;
+use super::transport::Transport;
+
+/// What a service does with its connections. One value serves all of them; what must be remembered about one is its
+/// `State`.
+///
+/// The calls for one connection come in this order: `accept` (if a listener accepted it), `opened`, then any number of
+/// `received`, `read_drained` and `flushed`, `eof` at most once, and `closed`, which is always the last.
+pub trait Protocol<S: Stream>: Sized {
+    /// What is remembered about each connection. Idle connections pay for its size; keep it small, or boxed.
+    type State;
+
+    /// Whether a connection is read while bytes for its peer wait. A server says no: a peer that sends and never reads
+    /// is then not read either, and its memory stays bounded by one read. A client of such a server must say yes, or
+    /// the two would wait for each other.
+    const FULL_DUPLEX: bool = false;
+
+    /// A peer has connected to a listener. Returns what is to be remembered about it.
+    ///
+    /// # Errors
+    ///
+    /// Why it may not come in: its socket is closed then, and nothing else is called for it.
+    fn accept(&mut self, _origin: Origin, _now: Instant) -> Result<Self::State, Refusal> {
+        Err(Refusal("this protocol does not accept connections"))
+    }
+
+    /// The connection is open.
+    fn opened(&mut self, _transport: &mut Transport<'_, S>, _state: &mut Self::State) {}
+
+    /// Bytes were received: the next ones of the stream, cut anywhere.
+    fn received(&mut self, transport: &mut Transport<'_, S>, state: &mut Self::State, bytes: &[u8]);
+
+    /// Everything that had arrived has been received.
+    fn read_drained(&mut self, _transport: &mut Transport<'_, S>, _state: &mut Self::State) {}
+
+    /// Everything that waited to be sent has been taken by the socket.
+    fn flushed(&mut self, _transport: &mut Transport<'_, S>, _state: &mut Self::State) {}
+
+    /// The peer has closed its side; everything it sent has been received, or discarded after
+    /// [`close`](Transport::close). By default our side is closed too, once what waits has been sent.
+    fn eof(&mut self, transport: &mut Transport<'_, S>, _state: &mut Self::State) {
+        transport.close();
+    }
+
+    /// A timer of the protocol's own: when [`expired`](Protocol::expired) is to be called, if nothing changes that
+    /// before. It is asked after every step of the connection and kept on a [timer wheel](super::timer_wheel), so a
+    /// deadline that moves with every message costs nothing.
+    fn deadline(&self, _state: &Self::State) -> Option<Instant> {
+        None
+    }
+
+    /// The [`deadline`](Protocol::deadline) has passed. By default the connection is aborted.
+    fn expired(&mut self, transport: &mut Transport<'_, S>, _state: &mut Self::State) {
+        transport.abort();
+    }
+
+    /// The connection is gone.
+    fn closed(&mut self, _token: Token, _state: Self::State, _reason: &CloseReason) {}
+}
+
+/// Why a peer is not let in, as the log says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal(pub &'static str);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// Declares the reasons once: the type, its names and their meanings.
+macro_rules! close_reasons {
+    ($($(#[doc = $meaning:literal])+ $reason:ident $(($inner:ty))? = $name:literal,)+) => {
+        /// Why a connection is gone.
+        #[derive(Debug)]
+        pub enum CloseReason {
+            $($(#[doc = $meaning])+ $reason $(($inner))?,)+
+        }
+
+        impl CloseReason {
+            /// The name of each reason, as in metrics, and its meaning. [`Counters::closed`](super::Counters::closed)
+            /// counts in this order.
+            pub const ALL: [(&'static str, &'static str); [$($name),+].len()] = [$(($name, concat!($($meaning),+))),+];
+
+            /// The position of this reason in [`CloseReason::ALL`].
+            pub fn index(&self) -> usize {
+                #[allow(dead_code, reason = "only the discriminants are used")]
+                enum Index { $($reason),+ }
+                match self {
+                    $(close_reasons!(@pattern $reason $($inner)?) => Index::$reason as usize,)+
+                }
+            }
+        }
+    };
+    (@pattern $reason:ident) => { CloseReason::$reason };
+    (@pattern $reason:ident $inner:ty) => { CloseReason::$reason(_) };
+}
+
+close_reasons! {
+    /// Everything was sent, and both sides were closed (or the peer did not close its side in time).
+    Finished = "finished",
+    /// A call on the socket failed: the peer reset the connection, vanished or never answered, or memory ran out.
+    Failed(io::Error) = "failed",
+    /// Nothing moved for the idle timeout.
+    Idle = "idle",
+    /// Bytes waited, and the peer did not take them in time.
+    Stalled = "stalled",
+    /// Its protocol or its owner gave it up.
+    Aborted = "aborted",
+}
+
+impl CloseReason {
+    /// The name of this reason.
+    pub fn name(&self) -> &'static str {
+        CloseReason::ALL[self.index()].0
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CloseReason::Failed(error) => error.fmt(f),
+            reason => f.write_str(reason.name()),
+        }
+    }
+}
+
+impl From<io::Error> for CloseReason {
+    fn from(error: io::Error) -> Self {
+        CloseReason::Failed(error)
+    }
+}

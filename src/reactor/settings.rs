@@ -1,0 +1,43 @@
+//! How a reactor behaves.
+
+use std::time::Duration;
+
+/// How a reactor behaves. The defaults suit a server of streams.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bytes read at most at once, at first.
+    pub read_size: usize,
+    /// Up to so many for a peer that fills its reads and takes whole what it is sent; at least `read_size`. This is
+    /// the most that one connection can have waiting to be sent; one that has never been so fast has `read_size` at
+    /// most.
+    pub max_read_size: usize,
+    /// Bytes read from one connection in a turn before the others get theirs.
+    pub read_budget: usize,
+    /// Connections at once. Further ones wait in the backlog until one closes.
+    pub max_connections: usize,
+    /// Close connections on which nothing moved for so long.
+    pub idle_timeout: Option<Duration>,
+    /// The token of the first connection. A reactor owns the tokens from here on up to [`Settings::TOKENS`] more, so
+    /// that several sources can share a poll.
+    pub first_token: usize,
+}
+
+impl Settings {
+    /// How many tokens a reactor owns: its connections have those from `first_token` on, which are their slab keys,
+    /// and its listeners those of the upper half.
+    pub const TOKENS: usize = 1 << (usize::BITS - 3);
+}
+
+impl Default for Settings {
+    /// 64 KiB a read and up to 256 KiB, 256 KiB a turn, any number of connections, no idle timeout.
+    fn default() -> Self {
+        Settings {
+            read_size: 64 * 1024,
+            max_read_size: 256 * 1024,
+            read_budget: 256 * 1024,
+            max_connections: usize::MAX,
+            idle_timeout: None,
+            first_token: 0,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What a server is to do: the options of `echoloop serve`, each declared once.
+
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
+
+use super::access::AccessOptions;
+use crate::reactor::SocketOptions;
+use crate::reactor::address::Address;
+use crate::values;
+
+/// What a server is to do.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Signals: SIGINT and SIGTERM stop accepting, send what is owed, close, log a summary and exit 0; a second one ends at \
+once (exit 130 or 143).
+
+A message, for --terminator, --message-limit and --print, ends at LF or CRLF, or where the socket runs dry: so a word \
+sent without a newline is a message too. Without these bytes are not looked at.
+
+Examples:
+  echoloop serve                                  this machine only
+  echoloop serve 127.0.0.1:7 udp:127.0.0.1:7 unix:/run/echo.sock   all kinds of sockets
+  echoloop serve --http 9090                      and a live page of the loop at http://127.0.0.1:9090/
+  echoloop serve 0.0.0.0:7777 '[::]:7777'         everybody, IPv4 and IPv6
+  echoloop serve --once                           one connection, one message
+  echoloop serve --accept-limit 1 --terminator bye   one connection, until it says bye
+  echoloop serve --terminator bye --print         anybody, each until it says bye
+  echoloop serve -vv --send-buffer 4KiB           watch partial sends being resumed")]
+pub struct Config {
+    /// Where to listen: HOST:PORT or [IPV6]:PORT, with udp: before it for datagrams, or unix:PATH for a socket file
+    /// (unix:@NAME is an abstract name, on Linux). Port 0 takes a free one; a name means all its addresses that this
+    /// machine has; [::] is IPv6 alone [default: 127.0.0.1:7777, or the sockets that systemd hands over]
+    #[arg(value_name = "ADDR")]
+    pub addresses: Vec<Address>,
+
+    /// Close a connection after echoing a message equal to WORD
+    #[arg(long, value_name = "WORD", value_parser = values::word)]
+    pub terminator: Option<String>,
+
+    /// Close a connection after echoing N messages; the rest of what was read with the last one is not echoed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub message_limit: Option<u64>,
+
+    /// Stop listening after N connections, and exit 0 when the last has closed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub accept_limit: Option<u64>,
+
+    /// One connection, one message: --accept-limit 1 --message-limit 1
+    #[arg(long, conflicts_with_all = ["accept_limit", "message_limit"])]
+    pub once: bool,
+
+    /// Print each message with its peer's address on standard output. Control characters and bytes that are not UTF-8 are
+    /// escaped; a line that ends in a single \ is continued. What a slow reader leaves unread is left out, beyond 2 MiB
+    #[arg(long)]
+    pub print: bool,
+
+    /// Serve at most N connections at once; further connections wait in the backlog until there is room. By default what
+    /// the limit on open files allows, after it has been raised as far as it goes
+    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
+    pub max_connections: Option<usize>,
+
+    /// Close connections on which nothing moved in either direction for DUR, such as 30s or 5m. Bytes that a slow reader
+    /// takes count; a peer that takes nothing of what waits for it is stalled, and closed too
+    #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
+    pub idle_timeout: Option<Duration>,
+
+    /// How long a stop may take to send what is owed
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::duration)]
+    pub drain_timeout: Duration,
+
+    /// Before sleeping in the poll, spin for up to DUR, such as 50us: lower latency, for a busy core. Only while events
+    /// come as close as that
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
+    pub busy_poll: Duration,
+
+    /// Log counters every DUR
+    #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
+    pub stats_interval: Option<Duration>,
+
+    /// Show over HTTP what goes on inside: / is a live page, /metrics for Prometheus, /healthz for health checks. A port
+    /// alone is on 127.0.0.1; whoever may connect may look. May be given several times
+    #[arg(long, value_name = "ADDR", value_parser = values::http_address)]
+    pub http: Vec<Address>,
+
+    /// The sockets' options.
+    #[command(flatten)]
+    pub sockets: SocketOptions,
+
+    /// Who may come in.
+    #[command(flatten)]
+    pub access: AccessOptions,
+}
+
+impl Config {
+    /// Connections after which it stops listening.
+    pub fn accept_limit(&self) -> Option<u64> {
+        if self.once { Some(1) } else { self.accept_limit }
+    }
+
+    /// Messages after which it closes a connection.
+    pub fn message_limit(&self) -> Option<u64> {
+        if self.once { Some(1) } else { self.message_limit }
+    }
+}
+
+impl Default for Config {
+    /// What no option at all means: echo to everybody, without limits.
+    fn default() -> Self {
+        #[derive(Parser)]
+        struct Alone {
+            #[command(flatten)]
+            config: Config,
+        }
+        let matches = Alone::command().get_matches_from(["serve"]);
+        Alone::from_arg_matches(&matches).expect("every option has a default").config
+    }
+}

@@ -1,0 +1,175 @@
+//! All that a server does, without the poll: the echo over streams and datagrams, the admin interface, and when it stops.
+//!
+//! It is given readiness, the time and sockets from outside, so that a test can play the kernel to the whole of it.
+
+use std::time::{Duration, Instant};
+
+use indicatif::HumanCount;
+use log::{info, warn};
+
+use super::access::DatagramGate;
+use super::admin::{Admin, Snapshot, StatusSource};
+use super::config::Config;
+use super::datagrams::DatagramEcho;
+use super::echo::{Echo, SharedPrinter};
+use super::stats::{Stats, Summary};
+use super::tokens::{self, Owner};
+use crate::reactor::{Activity, DatagramSocket, Datagrams, Reactor, Readiness, Settings, Source, Stream, shortest};
+
+/// The sources of a server, as one.
+pub(super) struct Service<S: Stream, D: DatagramSocket> {
+    pub streams: Reactor<S, Echo>,
+    pub datagrams: Datagrams<D, DatagramEcho>,
+    pub admin: Option<Admin<S>>,
+    printer: Option<SharedPrinter>,
+    stats: Option<Stats>,
+    accept_limit: Option<u64>,
+    drain_timeout: Duration,
+    /// When what is left is aborted. Set once stopping has begun.
+    deadline: Option<Instant>,
+    began: Instant,
+    /// How long it has slept in the poll.
+    pub asleep: Duration,
+}
+
+impl<S: Stream, D: DatagramSocket> Service<S, D> {
+    /// What `config` asks for, with at most `max_connections` over streams; messages are printed with `printer`.
+    pub fn new(config: &Config, max_connections: usize, printer: Option<SharedPrinter>, now: Instant) -> Self {
+        let settings = Settings { idle_timeout: config.idle_timeout, max_connections, ..Settings::default() };
+        let mut streams = Reactor::new(Echo::configured(config, printer.clone()), settings);
+        streams.set_accept_limit(config.accept_limit());
+        let datagrams = DatagramEcho { gate: DatagramGate::new(&config.access), printer: printer.clone() };
+        Service {
+            streams,
+            datagrams: Datagrams::new(datagrams, tokens::DATAGRAMS),
+            admin: None,
+            printer,
+            stats: config.stats_interval.map(Stats::new),
+            accept_limit: config.accept_limit(),
+            drain_timeout: config.drain_timeout,
+            deadline: None,
+            began: now,
+            asleep: Duration::ZERO,
+        }
+    }
+
+    /// Stops: those who have connected by now are still accepted, all are sent what they are owed, and then closed.
+    pub fn stop(&mut self, now: Instant) {
+        self.datagrams.close(now);
+        self.streams.drain();
+        self.deadline = Some(now + self.drain_timeout);
+    }
+
+    /// Whether it has been told to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.deadline.is_some()
+    }
+
+    /// Drops all that is left, at once.
+    pub fn abort(&mut self) {
+        self.streams.abort_all();
+    }
+
+    /// By when everything is to have ended, what is still to be printed included: one deadline for all of it.
+    pub fn finish_by(&self, now: Instant) -> Instant {
+        self.deadline.unwrap_or(now + self.drain_timeout)
+    }
+
+    /// Whether there is nothing left to do: no listener, no connection; and if there never was a listener, no socket.
+    pub fn is_done(&self) -> bool {
+        !self.streams.is_listening() && self.streams.is_empty() && (self.has_streams() || self.datagrams.is_empty())
+    }
+
+    /// Whether it listens, or did.
+    fn has_streams(&self) -> bool {
+        self.streams.is_listening() || self.streams.counters().opened > 0 || self.is_stopping()
+    }
+
+    /// What it has done so far.
+    pub fn summary(&self) -> Summary {
+        let (counters, refusals) = (*self.datagrams.counters(), self.datagrams.protocol().gate.refusals);
+        Summary {
+            counters: *self.streams.counters(),
+            refusals: self.streams.protocol().gate.refusals,
+            datagrams: (!self.datagrams.is_empty() || counters.received > 0).then_some((counters, refusals)),
+        }
+    }
+
+    /// How many connections may still be accepted: those of which is not known yet whether they are let in may turn out
+    /// not to count.
+    fn limit_accepts(&mut self) {
+        let Some(limit) = self.accept_limit else { return };
+        let (admitted, undecided) = (self.streams.protocol().admitted(), self.streams.protocol().undecided());
+        if admitted >= limit && self.streams.is_listening() {
+            info!("the last connection has been accepted; listening ends");
+            self.streams.stop_listening();
+        }
+        self.streams.set_accept_limit(Some(limit.saturating_sub(admitted + undecided)));
+    }
+}
+
+impl<S: Stream, D: DatagramSocket> Source for Service<S, D> {
+    fn note(&mut self, readiness: Readiness) {
+        match (Owner::of(readiness.token), &mut self.admin) {
+            (Owner::Streams, _) => self.streams.note(readiness),
+            (Owner::Datagrams, _) => self.datagrams.note(readiness),
+            (Owner::Admin, Some(admin)) => admin.note(readiness),
+            (Owner::Admin | Owner::Signals, _) => {}
+        }
+    }
+
+    fn turn(&mut self, now: Instant) {
+        self.streams.turn(now);
+        self.limit_accepts();
+        self.datagrams.turn(now);
+        if let Some(printer) = &self.printer {
+            printer.borrow_mut().flush();
+        }
+        if let Some(mut admin) = self.admin.take() {
+            admin.turn(now);
+            admin.answer(now, self);
+            self.admin = Some(admin);
+        }
+        if self.stats.as_ref().is_some_and(|stats| now >= stats.due()) {
+            let summary = self.summary();
+            self.stats.iter_mut().for_each(|stats| stats.log(now, summary));
+        }
+        if self.deadline.is_some_and(|deadline| now >= deadline) && !self.is_done() {
+            let left = HumanCount(self.streams.len() as u64);
+            warn!("the drain timeout has passed: {left} connections are aborted");
+            self.streams.abort_all();
+        }
+    }
+
+    fn sleep(&self, now: Instant) -> Option<Duration> {
+        let until = |then: Instant| then.saturating_duration_since(now);
+        shortest([
+            self.streams.sleep(now),
+            self.datagrams.sleep(now),
+            self.admin.as_ref().and_then(|admin| admin.sleep(now)),
+            self.stats.as_ref().map(|stats| until(stats.due())),
+            self.deadline.filter(|_| !self.is_done()).map(until),
+        ])
+    }
+}
+
+impl<S: Stream, D: DatagramSocket> StatusSource for Service<S, D> {
+    fn snapshot(&self, now: Instant) -> Snapshot {
+        Snapshot {
+            summary: self.summary(),
+            messages: self.streams.protocol().messages(),
+            max_connections: self.streams.settings().max_connections as u64,
+            up: now.saturating_duration_since(self.began),
+            asleep: self.asleep,
+            stopping: self.is_stopping(),
+        }
+    }
+
+    fn slots(&self) -> usize {
+        self.streams.slots()
+    }
+
+    fn activity(&self, slot: usize, recent: Duration) -> Option<Activity> {
+        self.streams.activity(slot, recent)
+    }
+}

@@ -1,0 +1,173 @@
+//! The sockets of a server, as they are bound one after the other: streams, datagrams, bound or inherited.
+
+use std::io;
+
+use anyhow::Context;
+use log::warn;
+use rustix::io::Errno;
+
+use super::admin::Admin;
+use super::datagrams::DatagramEcho;
+use super::echo::Echo;
+use super::supervisor::Inherited;
+use crate::reactor::address::{Address, Endpoint};
+use crate::reactor::socket::Socket;
+use crate::reactor::{Datagrams, Listener, Poller, Protocol, Reactor, SocketOptions, UdpPort};
+
+/// Binds sockets and hands them to the sources that serve them.
+pub(super) struct Binder<'a> {
+    pub poller: &'a Poller,
+    pub options: &'a SocketOptions,
+    pub streams: &'a mut Reactor<Socket, Echo>,
+    pub datagrams: &'a mut Datagrams<UdpPort, DatagramEcho>,
+    /// Where it listens, with the real ports.
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl Binder<'_> {
+    /// Binds to all that an address stands for.
+    pub fn bind(&mut self, address: &Address) -> anyhow::Result<()> {
+        let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
+        bind_all(address, &resolved, |endpoint| self.bind_one(endpoint))
+    }
+
+    fn bind_one(&mut self, endpoint: &Endpoint) -> io::Result<()> {
+        let (options, registry) = (self.options, self.poller.registry());
+        let bound = match endpoint {
+            Endpoint::Udp(address) => {
+                let token = self.datagrams.add(|token| UdpPort::bind(*address, options, registry, token))?;
+                self.udp_endpoint(token)?
+            }
+            stream => listen_on(self.streams, stream, options, self.poller)?,
+        };
+        self.endpoints.push(bound);
+        Ok(())
+    }
+
+    /// Takes over a socket that is bound already.
+    pub fn inherit(&mut self, socket: Inherited) -> io::Result<()> {
+        let (options, registry) = (self.options, self.poller.registry());
+        let bound = match socket {
+            Inherited::Tcp(socket) => {
+                add(self.streams, |token| Listener::inherited_tcp(socket, options, registry, token))?
+            }
+            Inherited::Unix(socket) => {
+                add(self.streams, |token| Listener::inherited_unix(socket, options, registry, token))?
+            }
+            Inherited::Udp(socket) => {
+                let token = self.datagrams.add(|token| UdpPort::inherited(socket, registry, token))?;
+                self.udp_endpoint(token)?
+            }
+        };
+        self.endpoints.push(bound);
+        Ok(())
+    }
+
+    fn udp_endpoint(&mut self, token: mio::Token) -> io::Result<Endpoint> {
+        let address = self.datagrams.with(token, |_, outlet| outlet.socket().local_addr());
+        address.unwrap_or(Err(io::ErrorKind::NotFound.into())).map(Endpoint::Udp)
+    }
+}
+
+/// Binds the admin interface to all that its addresses stand for.
+pub(super) fn bind_admin(admin: &mut Admin<Socket>, addresses: &[Address], poller: &Poller) -> anyhow::Result<()> {
+    // The echo's options are not for these: on a port that several processes share, who looks would see any of them.
+    let options = SocketOptions::default();
+    for address in addresses {
+        let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
+        bind_all(address, &resolved, |endpoint| {
+            let bound = listen_on(&mut admin.reactor, endpoint, &options, poller)?;
+            admin.endpoints.push(bound);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Has a reactor listen on an endpoint of the kinds that have streams. Returns the endpoint with the real port.
+fn listen_on<P: Protocol<Socket>>(
+    reactor: &mut Reactor<Socket, P>,
+    endpoint: &Endpoint,
+    options: &SocketOptions,
+    poller: &Poller,
+) -> io::Result<Endpoint> {
+    let registry = poller.registry();
+    match endpoint {
+        Endpoint::Tcp(address) => add(reactor, |token| Listener::tcp(*address, options, registry, token)),
+        Endpoint::Unix(path) => add(reactor, |token| Listener::unix(path, options, registry, token)),
+        Endpoint::Udp(_) => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+fn add<P: Protocol<Socket>>(
+    reactor: &mut Reactor<Socket, P>,
+    make: impl FnOnce(mio::Token) -> io::Result<Listener>,
+) -> io::Result<Endpoint> {
+    let mut endpoint = None;
+    reactor.listen(|token| {
+        let listener = make(token)?;
+        endpoint = Some(listener.endpoint()?);
+        Ok(listener)
+    })?;
+    endpoint.ok_or(io::ErrorKind::NotFound.into())
+}
+
+/// Binds to all endpoints of an address. A name may well stand for addresses that this machine does not have, as
+/// `localhost` does for ::1 where IPv6 is off: those are left out, as long as there is another.
+fn bind_all(
+    asked: &Address,
+    resolved: &[Endpoint],
+    mut bind: impl FnMut(&Endpoint) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    let mut absent = None;
+    let mut bound = 0;
+    for endpoint in resolved {
+        match bind(endpoint).with_context(|| format!("cannot listen on {}", describe(asked, endpoint))) {
+            Ok(()) => bound += 1,
+            Err(error) if error.downcast_ref().is_some_and(is_absent) => {
+                let absent = absent.get_or_insert(error);
+                warn!("{absent:#}");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    absent.filter(|_| bound == 0).map_or(Ok(()), Err)
+}
+
+/// Whether an address cannot be bound to because this machine does not have it, or not its family (bind(2), ip(7)).
+fn is_absent(error: &io::Error) -> bool {
+    let absent = [Errno::ADDRNOTAVAIL, Errno::AFNOSUPPORT, Errno::PROTONOSUPPORT];
+    absent.map(|errno| Some(errno.raw_os_error())).contains(&error.raw_os_error())
+}
+
+/// An address as it was asked for, and as it was resolved if that says more.
+fn describe(asked: &Address, found: &Endpoint) -> String {
+    let (asked, found) = (asked.to_string(), found.to_string());
+    if asked == found || format!("tcp:{found}") == asked { found } else { format!("{asked} ({found})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_served_where_its_addresses_exist() {
+        let asked = "localhost:7777".parse().unwrap();
+        let both = ["[::1]:7777", "127.0.0.1:7777"].map(|text| Endpoint::Tcp(text.parse().unwrap()));
+        let without = |missing: usize, errno: Errno| {
+            let mut bound = Vec::new();
+            let outcome = bind_all(&asked, &both[..=missing.max(1)], |endpoint| {
+                if both[..missing].contains(endpoint) {
+                    return Err(errno.into());
+                }
+                bound.push(endpoint.clone());
+                Ok(())
+            });
+            (outcome.map_err(|error| format!("{error:#}")), bound)
+        };
+        assert_eq!(without(1, Errno::ADDRNOTAVAIL), (Ok(()), vec![both[1].clone()]));
+        assert_eq!(without(1, Errno::AFNOSUPPORT), (Ok(()), vec![both[1].clone()]));
+        let (outcome, _) = without(1, Errno::ADDRINUSE);
+        assert!(outcome.unwrap_err().starts_with("cannot listen on localhost:7777 ([::1]:7777): "));
+    }
+}
