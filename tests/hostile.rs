@@ -88,7 +88,7 @@ fn a_thousand_peers_that_send_and_do_not_read_hold_one_read_each_and_hold_nobody
     drop(quiet);
     server.wait_until_alone();
     let log = server.stop();
-    assert!(log.contains(" 0 resets, 0 idle, 0 stalled, 0 aborted"), "{log}");
+    assert!(log.contains(" 0 failed, 0 idle, 0 stalled, 0 aborted"), "{log}");
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn a_stop_under_load_loses_no_byte_that_was_read() {
             .sum();
         let size = bytesize::ByteSize(echoed as u64).display().iec();
         assert!(log.contains(&format!("{size} in, {size} out")), "{size} came back: {log}");
-        assert!(log.contains(" 0 resets") && log.contains(" 0 aborted"), "{log}");
+        assert!(log.contains(" 0 failed") && log.contains(" 0 aborted"), "{log}");
     }
 }
 

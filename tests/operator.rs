@@ -492,7 +492,7 @@ fn metrics_count_what_happens() {
         metric(&text, "echoloop_waiting_bytes") > 0.0 && metric(&text, "echoloop_connections") == 4.0
     });
     assert!(text.ends_with("# EOF\n"));
-    assert_eq!(metric(&text, "echoloop_accepted_total"), 5.0);
+    assert_eq!(metric(&text, "echoloop_opened_total"), 5.0);
     assert_eq!(metric(&text, "echoloop_closed_total{reason=\"finished\"}"), 1.0);
     assert_eq!(metric(&text, "echoloop_refused_total{reason=\"denied\"}"), 1.0);
     assert_eq!(metric(&text, "echoloop_datagrams_sent_total"), 1.0);

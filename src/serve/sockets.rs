@@ -119,19 +119,19 @@ fn bind_all(
     resolved: &[Endpoint],
     mut bind: impl FnMut(&Endpoint) -> io::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut absent = None;
-    let mut bound = 0;
+    let mut absent = Vec::new();
     for endpoint in resolved {
         match bind(endpoint).with_context(|| format!("cannot listen on {}", describe(asked, endpoint))) {
-            Ok(()) => bound += 1,
-            Err(error) if error.downcast_ref().is_some_and(is_absent) => {
-                let absent = absent.get_or_insert(error);
-                warn!("{absent:#}");
-            }
+            Ok(()) => {}
+            Err(error) if error.downcast_ref().is_some_and(is_absent) => absent.push(error),
             Err(error) => return Err(error),
         }
     }
-    absent.filter(|_| bound == 0).map_or(Ok(()), Err)
+    if absent.len() == resolved.len() {
+        return absent.into_iter().next().map_or(Ok(()), Err);
+    }
+    absent.iter().for_each(|error| warn!("{error:#}; its other addresses are served"));
+    Ok(())
 }
 
 /// Whether an address cannot be bound to because this machine does not have it, or not its family (bind(2), ip(7)).

@@ -43,10 +43,11 @@ impl std::fmt::Display for Summary {
     }
 }
 
-/// All counters of a table, as a sentence tells them.
+/// All counters of a table that are more than nothing, as a sentence tells them; the first one in any case.
 fn totals<T>(table: &[Counter<T>], counters: &T) -> String {
-    let parts: Vec<_> = table.iter().map(|it| format!("{} {}", amount(it, (it.get)(counters)), it.label)).collect();
-    parts.join(", ")
+    let told = table.iter().enumerate().filter(|(at, it)| *at == 0 || (it.get)(counters) > 0);
+    let told: Vec<_> = told.map(|(_, it)| format!("{} {}", amount(it, (it.get)(counters)), it.label)).collect();
+    told.join(", ")
 }
 
 /// The line that is logged at intervals.
