@@ -148,7 +148,7 @@ fn datagrams_go_back_whole_to_whoever_sent_them() {
         }
     }
     let log = server.stop();
-    assert!(log.contains("44 datagrams") && log.contains("44 sent back") && log.contains("0 dropped"), "{log}");
+    assert!(log.contains("44 datagrams") && log.contains("44 sent back") && !log.contains("dropped"), "{log}");
 }
 
 #[test]

@@ -542,7 +542,7 @@ fn the_loop_narrates_what_it_does() {
     for narration in [
         "token 0: accepted 127.0.0.1:",
         "token 0: ready: READABLE",
-        "token 0: read 5 of 65,536 (short: drained)",
+        "token 0: read 5 of 65536 (short: drained)",
         "token 0: sent 5 of 5",
         "budget spent: back to the ready queue",
         "token 0: read 0: the peer has closed its side",
