@@ -35,7 +35,7 @@ use latency::{micros, show_micros};
 use link::Link;
 use pace::{Bracket, Schedule};
 use record::Window;
-use watch::{Precision, Usage};
+use watch::{Precision, Usage, Watch};
 
 pub use criterion::Criterion;
 pub use dial::{Family, Sources};
@@ -140,14 +140,14 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
 
 /// The same, over routes that have been found.
 fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
-    let before = config.watch_pid.map(|pid| watch::usage(pid, Precision::Exact)).transpose()?;
-    let mut driver = Driver::new(config, routes)?;
+    let mut watch = config.watch_pid.map(|pid| Watch::new(pid, &routes)).transpose()?;
+    let before = watch.as_mut().map(|watch| watch.look(Precision::Exact));
+    let mut driver = Driver::new(config, routes, watch)?;
     let started = SystemTime::now();
     let began = driver.load_mut().clock.read();
     let opening = driver.open_all()?;
     let belated = driver.await_start()?;
-    let connected = config.watch_pid.map(|pid| watch::usage(pid, Precision::Exact)).transpose()?;
-    driver.peak = connected.map_or(0, |usage| usage.resident);
+    let connected = driver.look(Precision::Exact);
     let (idle, busy) = (driver.load().open_idle(), driver.load().open());
     let (outcome, search) = match &config.find_rate {
         Some(criterion) => {
@@ -157,6 +157,13 @@ fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
         None => (driver.stage(&Pace::of(config))?, None),
     };
     driver.progress.finish_and_clear();
+    // A process that is killed loses its connections first, and is seen to have ended a moment later.
+    for _ in 0..if driver.deserted { 20 } else { 0 } {
+        driver.look(Precision::Rough);
+        if driver.watch.as_ref().is_some_and(|watch| !watch.ended) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
     let (schema, version, echoloop) = Run::marks();
     let load = driver.load();
     let Outcome { window, errors, cpu, watched } = outcome;
@@ -174,13 +181,16 @@ fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
             cpu_us_per_message: used.as_secs_f64() * 1e6 / window.messages.replies.max(1) as f64,
             resident_before: before.resident,
             resident_connected: connected.resident,
-            resident_peak: driver.peak,
+            resident_peak: driver.watch.as_ref().map_or(0, |watch| watch.peak),
             resident_per_connection: grown / (busy + idle).max(1) as f64,
         }
     });
     let mut warnings = warnings(config, &window, cpu);
     warnings.extend(search.as_ref().and_then(limited_search));
     warnings.extend(belated);
+    if let Some(watch) = driver.watch.as_ref().filter(|watch| watch.ended) {
+        warnings.push(format!("process {} ended before the run did: what it used is told up to then", watch.pid));
+    }
     Ok(Run {
         schema,
         version,
@@ -331,13 +341,13 @@ struct Driver<'a> {
     interrupted: bool,
     next_tick: Nanos,
     next_interval: Option<Nanos>,
-    /// The most memory that the watched process was seen to have.
-    peak: u64,
+    /// The process that is watched.
+    watch: Option<Watch>,
     progress: ProgressBar,
 }
 
 impl<'a> Driver<'a> {
-    fn new(config: &'a Config, routes: Vec<Route>) -> anyhow::Result<Self> {
+    fn new(config: &'a Config, routes: Vec<Route>, watch: Option<Watch>) -> anyhow::Result<Self> {
         let open_files = limits::raise_open_files();
         check_target(config, &routes[0].target)?;
         let routes = match routes[0].target {
@@ -372,7 +382,7 @@ impl<'a> Driver<'a> {
             interrupted: false,
             next_tick: 0,
             next_interval: None,
-            peak: 0,
+            watch,
             progress: ProgressBar::new(0).with_style(
                 ProgressStyle::with_template("{prefix:>10} {bar:24} {msg}").expect("the template is valid"),
             ),
@@ -488,7 +498,7 @@ impl<'a> Driver<'a> {
         }
 
         let cpu = processor_time();
-        let usage = self.watch()?;
+        let usage = self.look(Precision::Children);
         // What was due before is not of the window.
         while let Some(index) = self.load_mut().take_due(now - 1) {
             self.feed(index);
@@ -506,7 +516,7 @@ impl<'a> Driver<'a> {
             now = self.load_mut().clock.read();
         }
         let cpu = processor_time() - cpu;
-        let watched = usage.zip(self.watch()?);
+        let watched = usage.zip(self.look(Precision::Children));
         self.next_interval = None;
 
         // What fell due while the last turn was running is sent still; more than that is missed like the rest.
@@ -697,16 +707,14 @@ impl<'a> Driver<'a> {
         self.next_tick = now + nanos(TICK);
         self.link.expire(self.config.timeout);
         self.see_to_the_gone();
-        self.watch()?;
+        self.look(Precision::Rough);
         self.show_progress(now);
         Ok(())
     }
 
-    /// Looks at the process that is to be watched. That it has ended is no reason to end.
-    fn watch(&mut self) -> anyhow::Result<Option<Usage>> {
-        let usage = self.config.watch_pid.and_then(|pid| watch::usage(pid, Precision::Rough).ok());
-        self.peak = self.peak.max(usage.map_or(0, |usage| usage.resident));
-        Ok(usage)
+    /// Looks at the process that is watched. That it has ended is no reason to end.
+    fn look(&mut self, precision: Precision) -> Option<Usage> {
+        self.watch.as_mut().map(|watch| watch.look(precision))
     }
 
     fn show_progress(&self, now: Nanos) {

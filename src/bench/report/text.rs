@@ -271,16 +271,11 @@ fn align(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// A text that stays a text on a terminal: files come from anywhere.
-pub fn printable(text: &str) -> String {
-    escape::text(text).to_string()
-}
-
-/// A run in which every text is [`printable`].
+/// A run in which every text can be shown on a terminal: files come from anywhere.
 fn printable_run(run: &Run) -> anyhow::Result<Run> {
     fn escape_all(value: &mut serde_json::Value) {
         match value {
-            serde_json::Value::String(text) => *text = printable(text),
+            serde_json::Value::String(text) => *text = escape::text(text).to_string(),
             serde_json::Value::Array(values) => values.iter_mut().for_each(escape_all),
             serde_json::Value::Object(fields) => fields.values_mut().for_each(escape_all),
             _ => {}
