@@ -1,0 +1,155 @@
+//! A connection to the first of several addresses that answers (RFC 8305, Happy Eyeballs).
+//!
+//! A name often has addresses of both families, of which one leads nowhere; whoever tries them one after the other
+//! waits minutes. So the next one is tried when the last has failed, or has not answered within 250 ms, the families in
+//! turn; the first that is established wins, and the others are dropped.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
+
+use mio::Token;
+
+use crate::reactor::Stream;
+use crate::reactor::address::{Address, Endpoint};
+
+/// How long an attempt is alone before the next one begins (RFC 8305, 5: the Connection Attempt Delay).
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// When a Unix socket whose listener's backlog is full is tried again. TCP's kernel would do that for us.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// The attempts to connect.
+pub(super) struct Race<S> {
+    waiting: VecDeque<Endpoint>,
+    /// Those that are under way; the token of an attempt is its number.
+    running: Vec<(Endpoint, S)>,
+    begun: usize,
+    next_at: Instant,
+    failures: Failures,
+    deadline: Instant,
+    timeout: Duration,
+}
+
+impl<S: Stream> Race<S> {
+    /// Attempts at all of `endpoints` that end `timeout` after `began`, when the name began to be looked up.
+    pub fn new(endpoints: Vec<Endpoint>, began: Instant, timeout: Duration) -> Race<S> {
+        Race {
+            waiting: in_turn(endpoints),
+            running: Vec::new(),
+            begun: 0,
+            next_at: began,
+            failures: Failures::default(),
+            deadline: began + timeout,
+            timeout,
+        }
+    }
+
+    /// Makes all steps that can be made now; `dial` begins an attempt, registered under a token. Returns the winner, or
+    /// why there is none; `None` while that is open.
+    pub fn turn(
+        &mut self,
+        now: Instant,
+        mut dial: impl FnMut(&Endpoint, Token) -> io::Result<S>,
+    ) -> Option<Result<(Endpoint, S), Failures>> {
+        let mut number = 0;
+        while number < self.running.len() {
+            match self.running[number].1.established() {
+                Ok(true) => return Some(Ok(self.running.swap_remove(number))),
+                Ok(false) => number += 1,
+                Err(error) => {
+                    self.failures.0.push((self.running.remove(number).0, error));
+                    self.next_at = now;
+                }
+            }
+        }
+        if now >= self.deadline {
+            let text = format!("no answer within {}", humantime::format_duration(self.timeout));
+            for (endpoint, _) in self.running.drain(..) {
+                self.failures.0.push((endpoint, io::Error::new(ErrorKind::TimedOut, text.clone())));
+            }
+            for endpoint in self.waiting.drain(..) {
+                self.failures.0.push((endpoint, io::Error::new(ErrorKind::TimedOut, text.clone())));
+            }
+        }
+        while now >= self.next_at
+            && let Some(endpoint) = self.waiting.pop_front()
+        {
+            let token = Token(self.begun);
+            self.begun += 1;
+            match dial(&endpoint, token) {
+                Ok(socket) => {
+                    self.running.push((endpoint, socket));
+                    self.next_at = now + STAGGER;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.waiting.push_front(endpoint);
+                    self.next_at = now + RETRY;
+                }
+                Err(error) => self.failures.0.push((endpoint, error)),
+            }
+        }
+        let over = self.running.is_empty() && self.waiting.is_empty();
+        over.then(|| Err(std::mem::take(&mut self.failures)))
+    }
+
+    /// How long nothing can be done unless an attempt becomes ready.
+    pub fn sleep(&self, now: Instant) -> Duration {
+        let next = if self.waiting.is_empty() { self.deadline } else { self.next_at.min(self.deadline) };
+        next.saturating_duration_since(now)
+    }
+}
+
+/// The families in turn, beginning with the one that the resolver prefers (RFC 8305, 4).
+fn in_turn(endpoints: Vec<Endpoint>) -> VecDeque<Endpoint> {
+    let is_ipv6 = |endpoint: &Endpoint| match endpoint {
+        Endpoint::Tcp(address) | Endpoint::Udp(address) => address.is_ipv6(),
+        Endpoint::Unix(_) => false,
+    };
+    let first = endpoints.first().is_some_and(is_ipv6);
+    let (one, other): (Vec<_>, Vec<_>) = endpoints.into_iter().partition(|endpoint| is_ipv6(endpoint) == first);
+    let mut other = other.into_iter();
+    let mut sorted = VecDeque::new();
+    for endpoint in one {
+        sorted.push_back(endpoint);
+        sorted.extend(other.next());
+    }
+    sorted.extend(other);
+    sorted
+}
+
+/// The addresses that were tried, each with what came of it.
+#[derive(Debug, Default)]
+pub(super) struct Failures(pub Vec<(Endpoint, io::Error)>);
+
+impl Failures {
+    /// What to tell the user, who asked for `address`.
+    pub fn explain(&self, address: &Address) -> anyhow::Error {
+        let mut text = format!("cannot connect to {address}: ");
+        match &self.0[..] {
+            // One that reads like the address needs no repetition.
+            [(endpoint, error)] if endpoint.to_string() == address.to_string() => text += &error.to_string(),
+            _ => text += &self.to_string(),
+        }
+        let has = |kind| self.0.iter().any(|(_, error)| error.kind() == kind);
+        if has(ErrorKind::ConnectionRefused) {
+            text += &format!("; does anybody listen there? `echoloop serve {address}` would");
+        } else if has(ErrorKind::NotFound) {
+            text += &format!("; `echoloop serve {address}` would make it");
+        } else if has(ErrorKind::TimedOut) {
+            text += "; --connect-timeout can give it longer";
+        }
+        anyhow::Error::msg(text)
+    }
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, (endpoint, error)) in self.0.iter().enumerate() {
+            let separator = if number == 0 { "" } else { "; " };
+            write!(f, "{separator}{endpoint}: {error}")?;
+        }
+        Ok(())
+    }
+}
