@@ -44,7 +44,6 @@ pub mod bench;
 pub mod cli;
 pub mod connect;
 pub mod escape;
-pub mod hex;
 pub mod limits;
 pub mod logging;
 pub mod outlet;

@@ -12,9 +12,6 @@ use echoloop::serve::{Ending, Server};
 use echoloop::{cli, connect, logging, stdio};
 use log::{error, info};
 
-/// The exit code for a run that is not as good as it was to be.
-const NOT_GOOD_ENOUGH: u8 = 3;
-
 /// How long the end of the program waits for who reads its log.
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -24,7 +21,7 @@ fn main() -> ExitCode {
     logging::init(cli.verbosity(), cli.log_format());
     let outcome = match cli.command {
         Command::Serve(config) => serve(&config),
-        Command::Connect(flags) => connect(&flags),
+        Command::Connect(flags) => connect::run(&flags.into()).map(|()| ExitCode::SUCCESS),
         Command::Bench(flags) => bench(*flags),
         Command::Report(flags) => report(&flags),
         Command::Completions { shell } => cli::print_completions(shell).map(|()| ExitCode::SUCCESS).map_err(Into::into),
@@ -54,28 +51,16 @@ fn serve(config: &echoloop::serve::Config) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn connect(config: &connect::Config) -> anyhow::Result<ExitCode> {
-    Ok(match connect::run(config)? {
-        connect::Ending::Finished => ExitCode::SUCCESS,
-        connect::Ending::Signal(signal) => ExitCode::from(128 + u8::try_from(signal)?),
-    })
-}
-
 fn bench(flags: Bench) -> anyhow::Result<ExitCode> {
     let fail_if = flags.fail_if().to_vec();
     let files = flags.outputs().open()?;
-    let mut run = bench::run(&flags.into())?;
+    let mut run = bench::run(flags.config())?;
     run.judge(&fail_if)?;
     let failures = report::deliver(&report::text(&run)?, slice::from_ref(&run), files);
-    let mut code = if run.is_sound() { 0 } else { 1 };
     for verdict in run.criteria.iter().filter(|verdict| verdict.holds) {
         error!("--fail-if {}: {}", verdict.criterion, verdict.figure);
-        code = NOT_GOOD_ENOUGH;
     }
-    if run.search.as_ref().is_some_and(|search| search.holds_at.is_none()) {
-        code = NOT_GOOD_ENOUGH;
-    }
-    Ok(failures.iter().fold(ExitCode::from(code), |_, error| fail(error)))
+    Ok(failures.iter().fold(ExitCode::from(run.exit_code()), |_, error| fail(error)))
 }
 
 fn report(flags: &Report) -> anyhow::Result<ExitCode> {

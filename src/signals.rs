@@ -16,7 +16,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,7 @@ pub struct StopSignals {
     /// Each byte is a request: see [`encode`].
     requests: UnixStream,
     watched: Arc<AtomicBool>,
+    stops: Arc<AtomicUsize>,
 }
 
 /// What a signal asks for.
@@ -98,9 +99,11 @@ impl StopSignals {
             let signals = Signals::new(wanted(ignored()))?;
             unblock()?;
             let watched = Arc::new(AtomicBool::new(false));
-            let is_watched = watched.clone();
-            thread::Builder::new().name("signals".to_owned()).spawn(move || attend(signals, sender, &is_watched))?;
-            io::Result::Ok(StopSignals { requests, watched })
+            let stops = Arc::new(AtomicUsize::new(1));
+            let (is_watched, max_stops) = (watched.clone(), stops.clone());
+            let attend = move || attend(signals, sender, &is_watched, &max_stops);
+            thread::Builder::new().name("signals".to_owned()).spawn(attend)?;
+            io::Result::Ok(StopSignals { requests, watched, stops })
         };
         take().context("cannot take over signals")
     }
@@ -108,6 +111,12 @@ impl StopSignals {
     /// Says whether a loop looks at [`TOKEN`] and [takes](Self::take) what comes. At first none does.
     pub fn watch(&self, watched: bool) {
         self.watched.store(watched, Ordering::Release);
+    }
+
+    /// How many signals ask for an orderly end before one ends the process: usually one. For a loop that has several
+    /// things to end, one after the other.
+    pub fn allow_stops(&self, stops: usize) {
+        self.stops.store(stops, Ordering::Release);
     }
 
     /// What the signals ask for that came since the last time. Does not wait.
@@ -125,10 +134,13 @@ impl StopSignals {
 }
 
 /// The thread that receives the signals.
-fn attend(mut signals: Signals, mut sender: UnixStream, watched: &AtomicBool) {
-    let mut first = None;
+fn attend(mut signals: Signals, mut sender: UnixStream, watched: &AtomicBool, stops: &AtomicUsize) {
+    let (mut last, mut left) = (None, 0);
     for signal in signals.forever() {
-        let Some(request) = judge(&mut first, signal, Instant::now()) else { continue };
+        if last.is_none() {
+            left = stops.load(Ordering::Acquire);
+        }
+        let Some(request) = judge(&mut last, &mut left, signal, Instant::now()) else { continue };
         if !watched.load(Ordering::Acquire) {
             end(signal);
         }
@@ -148,15 +160,17 @@ fn end(signal: i32) -> ! {
     exit(128 + signal)
 }
 
-fn judge(first: &mut Option<(i32, Instant)>, signal: i32, now: Instant) -> Option<Request> {
-    match *first {
-        None => {
-            *first = Some((signal, now));
-            Some(Request::Stop(signal))
-        }
-        Some((same, then)) if same == signal && now.saturating_duration_since(then) < DUPLICATE_WITHIN => None,
-        Some(_) => Some(Request::Kill(signal)),
+/// What a signal asks for, if `left` may still ask for an orderly end, given the last one.
+fn judge(last: &mut Option<(i32, Instant)>, left: &mut usize, signal: i32, now: Instant) -> Option<Request> {
+    if last.is_some_and(|(same, then)| same == signal && now.saturating_duration_since(then) < DUPLICATE_WITHIN) {
+        return None;
     }
+    *last = Some((signal, now));
+    if *left == 0 {
+        return Some(Request::Kill(signal));
+    }
+    *left -= 1;
+    Some(Request::Stop(signal))
 }
 
 /// Signals have small numbers, so that there is a bit to tell one request from the other.
@@ -208,12 +222,16 @@ mod tests {
 
     #[test]
     fn first_signal_stops_second_kills_duplicate_is_ignored() {
-        let (mut first, begin) = (None, Instant::now());
+        let (mut first, mut left, begin) = (None, 1, Instant::now());
         let after = |milliseconds| begin + Duration::from_millis(milliseconds);
-        assert_eq!(judge(&mut first, SIGTERM, begin), Some(Request::Stop(SIGTERM)));
-        assert_eq!(judge(&mut first, SIGTERM, after(1)), None, "as of GNU timeout");
-        assert_eq!(judge(&mut first, SIGINT, after(1)), Some(Request::Kill(SIGINT)), "another signal, another request");
-        assert_eq!(judge(&mut first, SIGTERM, after(10)), Some(Request::Kill(SIGTERM)));
+        assert_eq!(judge(&mut first, &mut left, SIGTERM, begin), Some(Request::Stop(SIGTERM)));
+        assert_eq!(judge(&mut first, &mut left, SIGTERM, after(1)), None, "as of GNU timeout");
+        assert_eq!(
+            judge(&mut first, &mut left, SIGINT, after(1)),
+            Some(Request::Kill(SIGINT)),
+            "another signal, another request"
+        );
+        assert_eq!(judge(&mut first, &mut left, SIGTERM, after(10)), Some(Request::Kill(SIGTERM)));
     }
 
     #[test]

@@ -1,16 +1,15 @@
 //! What `--fail-if` and `--find-rate` ask: `p99<5ms`, `rate>=100000`, `errors>0`.
 //!
-//! It knows how to read and to judge a comparison of one figure with one value. What follows from it is its user's
-//! business.
+//! Messages that were not answered meet no bound, and a criterion without data does not pass.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-
 use super::Run;
-use super::latency::{micros, show_micros};
+use super::config::Config;
+use super::latency::{Distribution, micros, show_at_least, show_micros};
+use crate::reactor::address::Address;
 
 /// A comparison of a run's figure with a value.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,8 +22,8 @@ pub struct Criterion {
 
 /// What is judged.
 pub(super) struct Figures<'a> {
-    /// Response times in nanoseconds.
-    pub response: &'a Histogram<u64>,
+    /// Response times.
+    pub response: &'a Distribution,
     /// Replies per second.
     pub rate: f64,
     pub errors: u64,
@@ -135,9 +134,12 @@ impl Figure {
         }
     }
 
+    /// Its value; infinite if it is a time that is not known to have an end.
     fn of(self, figures: &Figures) -> f64 {
+        let bounds = figures.response.bounds() > 0;
         match self {
-            Figure::Percentile(percentile) => micros(figures.response.value_at_percentile(percentile)),
+            Figure::Percentile(percentile) => figures.response.highest(percentile).map_or(f64::INFINITY, micros),
+            Figure::Mean | Figure::Max if bounds => f64::INFINITY,
             Figure::Mean => figures.response.mean() / 1000.0,
             Figure::Max => micros(figures.response.max()),
             Figure::Rate => figures.rate,
@@ -146,6 +148,15 @@ impl Figure {
             Figure::Missed => figures.missed as f64,
             Figure::Lost => figures.lost as f64,
             Figure::Connections => figures.connections as f64,
+        }
+    }
+
+    /// What is known of a time that has no end: what it is at least, in microseconds.
+    fn at_least(self, figures: &Figures) -> f64 {
+        match self {
+            Figure::Percentile(percentile) => micros(figures.response.all().value_at_percentile(percentile)),
+            Figure::Mean => figures.response.mean() / 1000.0,
+            _ => micros(figures.response.max()),
         }
     }
 
@@ -170,11 +181,10 @@ impl fmt::Display for Criterion {
 }
 
 impl Criterion {
-    /// Whether it holds, and the figure as it was.
-    pub(super) fn judge(&self, figures: &Figures) -> (bool, String) {
-        // Of no replies no time can be told, so nothing holds of them that would be good news.
-        if self.figure.is_time() && figures.response.is_empty() {
-            return (matches!(self.comparison, Comparison::More | Comparison::MoreOrEqual), "no reply".to_owned());
+    /// Whether it holds, and the figure as it was. `None`: there is no data to tell it from.
+    pub(super) fn judge(&self, figures: &Figures) -> (Option<bool>, String) {
+        if self.figure.is_time() && figures.response.len() == 0 {
+            return (None, "no message was due".to_owned());
         }
         let figure = self.figure.of(figures);
         let holds = match self.comparison {
@@ -183,33 +193,118 @@ impl Criterion {
             Comparison::More => figure > self.value,
             Comparison::MoreOrEqual => figure >= self.value,
         };
-        (holds, format!("{} = {}", self.figure, self.figure.show(figure)))
+        let shown = if figure.is_finite() {
+            self.figure.show(figure)
+        } else {
+            // Messages that were not answered meet no bound.
+            show_at_least(self.figure.at_least(figures), true)
+        };
+        (Some(holds), format!("{} = {shown}", self.figure))
     }
 
-    /// Whether it holds of a run, and the figure as it was.
+    /// Whether it holds of a run, and the figure as it was. A criterion that has no data to be judged by holds, for what
+    /// is asked is what must not be so.
     ///
     /// # Errors
     ///
     /// If the run's histogram is damaged.
     pub fn judge_run(&self, run: &Run) -> anyhow::Result<(bool, String)> {
-        Ok(self.judge(&Figures {
-            response: &run.response.decode()?,
+        let (holds, figure) = self.judge(&Figures {
+            response: &run.response.distribution()?,
             rate: run.rate,
             errors: run.error_count(),
             mismatches: run.mismatch_count(),
             missed: run.messages.missed,
             lost: run.messages.unanswered,
             connections: run.connections.opened,
-        }))
+        });
+        Ok((holds.unwrap_or(true), figure))
     }
 
-    /// The number of messages from which its figure can be told: for a percentile, so many that a hundred lie beyond.
-    pub(super) fn messages_needed(&self) -> u64 {
+    /// What a step of a search shows: that it holds, or that it does not, with a confidence of 95 %, or neither (`None`).
+    pub(super) fn show(&self, figures: &Figures) -> (Option<bool>, String) {
+        let (holds, text) = self.judge(figures);
+        let Figure::Percentile(percentile) = self.figure else { return (holds, text) };
+        let (beyond, all) = (figures.response.count_beyond(self.nanoseconds()), figures.response.len());
+        if percentile >= 100.0 || all == 0 {
+            return (holds, text);
+        }
+        let (lowest, highest) = likely_share(beyond, all);
+        let allowed = 1.0 - percentile / 100.0;
+        let shown = match () {
+            () if highest <= allowed => Some(true),
+            () if lowest > allowed => Some(false),
+            () => None,
+        };
+        (shown, if shown.is_some() { text } else { format!("{text}, which {all} messages are too few to show") })
+    }
+
+    /// Whether it is already certain that it does not hold, of `beyond` messages of `all` that took longer.
+    pub(super) fn has_failed(&self, beyond: u64, all: u64) -> bool {
+        matches!(self.figure, Figure::Percentile(p) if p < 100.0 && likely_share(beyond, all).0 > (1.0 - p / 100.0) * 2.0)
+    }
+
+    /// The longest time that it allows, in nanoseconds.
+    pub(super) fn nanoseconds(&self) -> u64 {
+        (self.value * 1000.0) as u64
+    }
+
+    /// The number of messages without which its figure cannot be shown to hold, and the number from which it can be told
+    /// well: for a percentile, so many that a hundred lie beyond.
+    pub(super) fn messages_needed(&self) -> (u64, u64) {
         match self.figure {
-            Figure::Percentile(p) if p < 100.0 => (100.0 / (1.0 - p / 100.0)).ceil() as u64,
-            _ => 1000,
+            Figure::Percentile(p) if p < 100.0 => {
+                let share = 1.0 - p / 100.0;
+                ((CONFIDENCE * CONFIDENCE * (1.0 - share) / share).ceil() as u64 + 1, (100.0 / share).ceil() as u64)
+            }
+            _ => (1, 1000),
         }
     }
+
+    /// Refuses what a search cannot look for: that it holds must become harder as the rate grows.
+    pub(super) fn check_search(&self) -> Result<(), String> {
+        let example = "look for the highest rate at which something is less, as in --find-rate 'p99<5ms'";
+        match (self.figure, self.comparison) {
+            (Figure::Rate | Figure::Connections, _) => {
+                Err(format!("--find-rate {self}: a search does not find this by itself: {example}"))
+            }
+            (_, Comparison::More | Comparison::MoreOrEqual) => {
+                Err(format!("--find-rate {self}: higher rates make this come true, and not the contrary: {example}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what can never be under this configuration.
+    pub fn check(&self, config: &Config) -> Result<(), String> {
+        match self.figure {
+            Figure::Lost if !matches!(config.address, Address::Udp(_)) => {
+                Err("only datagrams are lost (udp:HOST:PORT); a stream that fails is an error (errors>0)".to_owned())
+            }
+            Figure::Missed if !config.is_open_loop() => {
+                Err("only an open loop can miss messages, for in a closed loop none is due before its time (--rate)"
+                    .to_owned())
+            }
+            _ if self.figure.is_time() && config.connections == 0 => {
+                Err("there are no messages to time with -c 0".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The quantile of the normal distribution beyond which 5 % lie.
+const CONFIDENCE: f64 = 1.645;
+
+/// What the share of which `count` of `all` are a sample may be, to both sides with a confidence of 95 % (E. B. Wilson,
+/// "Probable inference, the law of succession, and statistical inference", 1927).
+fn likely_share(count: u64, all: u64) -> (f64, f64) {
+    let (n, z) = (all.max(1) as f64, CONFIDENCE);
+    let share = count as f64 / n;
+    let middle = share + z * z / (2.0 * n);
+    let reach = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
+    let scale = 1.0 + z * z / n;
+    ((middle - reach) / scale, (middle + reach) / scale)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use hdrhistogram::Histogram;
 use indicatif::HumanCount;
 
-use super::latency::{Latency, histogram};
+use super::latency::{Distribution, Latency, histogram};
 use super::summary::{Part, digest, timestamp};
 use super::{ErrorCount, ErrorKind, Interval, Run, Settings};
 
@@ -152,8 +152,8 @@ impl<'a> Window<'a> {
 /// Runs that are being added up.
 struct Sum {
     run: Run,
-    response: Histogram<u64>,
-    service: Option<Histogram<u64>>,
+    response: Distribution,
+    service: Option<Distribution>,
     connect: Histogram<u64>,
     /// Bytes that came in the window.
     bytes: f64,
@@ -179,12 +179,19 @@ impl Sum {
         run.mismatches.clear();
         run.criteria.clear();
         run.messages = Default::default();
+        run.outcomes = Default::default();
+        run.rate_kept = None;
+        run.cut = None;
         run.datagrams = run.datagrams.map(|_| Default::default());
         // Two runs that watched one process would count its time twice.
         run.watched = None;
         run.generator.cpu_seconds = 0.0;
         run.generator.late = 0;
         run.generator.warnings.clear();
+        // What is of one process and its own clock is in the runs themselves.
+        (run.generator.lateness, run.generator.stalls, run.connections.closing) = (None, None, None);
+        run.generator.explains.clear();
+        run.connections.never_closed = 0;
         let Settings { connections, idle, connect_rate, rate, messages, sources, address, .. } = &mut run.config;
         (*connections, *idle) = (0, 0);
         (*connect_rate, *rate) = (connect_rate.map(|_| 0.0), rate.map(|_| 0.0));
@@ -204,8 +211,8 @@ impl Sum {
             })
             .collect();
         Sum {
-            response: histogram(),
-            service: first.service.as_ref().map(|_| histogram()),
+            response: Distribution::new(),
+            service: first.service.as_ref().map(|_| Distribution::new()),
             connect: histogram(),
             bytes: 0.0,
             timeline: run.timeline.iter().map(|_| histogram()).collect(),
@@ -256,19 +263,23 @@ impl Sum {
         extend_set(&mut config.sources, &theirs.sources);
 
         let (connections, theirs) = (&mut run.connections, &other.connections);
-        add!(connections, theirs, asked, opened, idle_asked, idle_opened, reopened);
+        add!(connections, theirs, asked, opened, idle_asked, idle_opened, reopened, never_closed);
         connections.opening_seconds = connections.opening_seconds.max(theirs.opening_seconds);
 
         add!(run.messages, other.messages, replies, bytes, sent, missed, unanswered);
+        add!(run.outcomes, other.outcomes, due, answered, answered_late, unanswered, failed);
+        let (sum, never_sent) = (&mut run.outcomes.never_sent, &other.outcomes.never_sent);
+        add!(sum, never_sent, connection_gone, generator_behind, end_reached);
+        run.cut = run.cut.or(other.cut);
         if let (Some(sum), Some(datagrams)) = (&mut run.datagrams, &other.datagrams) {
             add!(sum, datagrams, lost, reordered, duplicates);
         }
         self.bytes += other.bytes_per_second * other.seconds;
 
-        add(&mut self.response, &other.response)?;
+        self.response.add(&other.response.distribution()?);
         add(&mut self.connect, &other.connections.connect)?;
         if let (Some(sum), Some(service)) = (&mut self.service, &other.service) {
-            add(sum, service)?;
+            sum.add(&service.distribution()?);
         }
         for error in &other.errors {
             let sum = self.errors.entry(error.kind).or_insert_with(|| ErrorCount {

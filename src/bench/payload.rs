@@ -3,10 +3,9 @@
 //! Every connection sends a stream of its own: a long block of random bytes, repeated, from a start of its own. So a
 //! byte that is lost, repeated, swapped or another connection's is not the byte that belongs there, and it costs no
 //! more to make and to check than to point into the block and to compare. The period is a prime number of bytes, so
-//! that no two places a message or a buffer apart are alike, and small enough for the block to stay in a processor's
+//! that no two positions a message or a buffer apart are alike, and small enough for the block to stay in a processor's
 //! cache. (A loss or a repetition of a whole period would show in the number of bytes, and in that alone.)
 //!
-//! This module knows streams and positions. It does not know sockets, nor when anything is sent.
 
 use std::fmt;
 
@@ -25,30 +24,51 @@ const STRIDE: u64 = 40_503;
 /// The longest piece of a stream that [`Payload::piece`] returns, in bytes.
 pub(super) const PIECE: usize = 64 * 1024;
 
-/// Bytes that are needed to recognise a place in the block.
-const TELLING: usize = 8;
+/// Bytes that are needed to recognise a position in the block.
+const MIN_RECOGNISED: usize = 8;
 
 /// Bytes shown of each side of a mismatch.
 const SHOWN: usize = 8;
 
+/// Blocks that are made at most: each is of [`PERIOD`] connections in a row.
+const MAX_BLOCKS: u64 = 64;
+
 /// The streams of all connections.
 pub(super) struct Payload {
-    /// The block, and its beginning once more so that pieces need not end where it does.
-    block: Box<[u8]>,
+    seed: u64,
+    /// The blocks of as many connections as there have been, each with its beginning once more so that pieces need not
+    /// end where it does.
+    blocks: Vec<Box<[u8]>>,
 }
 
 impl Payload {
     /// The streams that belong to `seed`.
     pub fn new(seed: u64) -> Self {
-        let random: Vec<u8> = (0..PERIOD.div_ceil(8)).flat_map(|word| mix(seed, word).to_le_bytes()).collect();
-        let period = &random[..PERIOD as usize];
-        Payload { block: period.iter().copied().cycle().take(period.len() + PIECE).collect() }
+        let mut payload = Payload { seed, blocks: Vec::new() };
+        payload.prepare(0);
+        payload
     }
 
-    /// Up to `length` bytes of a connection's stream from `position` on; at most [`PIECE`].
+    /// Makes what a connection's stream is made from, if no other needed it before.
+    pub fn prepare(&mut self, connection: u64) {
+        while self.blocks.len() as u64 <= block_of(connection) {
+            let seed = self.seed.wrapping_add((self.blocks.len() as u64).wrapping_mul(0xD1B5_4A32_D192_ED03));
+            let random: Vec<u8> = (0..PERIOD.div_ceil(8)).flat_map(|word| mix(seed, word).to_le_bytes()).collect();
+            let period = &random[..PERIOD as usize];
+            self.blocks.push(period.iter().copied().cycle().take(period.len() + PIECE).collect());
+        }
+    }
+
+    /// A number that is a socket's own: what makes its datagrams' numbers different from those of others.
+    pub fn mark(&self, connection: u64) -> u64 {
+        mix(self.seed ^ 0x5851_F42D_4C95_7F2D, connection)
+    }
+
+    /// Up to `length` bytes of a connection's stream from `position` on; at most [`PIECE`]. The connection has been
+    /// [prepared](Payload::prepare).
     pub fn piece(&self, connection: u64, position: u64, length: u64) -> &[u8] {
         let at = ((start(connection) + position) % PERIOD) as usize;
-        &self.block[at..at + length.min(PIECE as u64) as usize]
+        &self.blocks[block_of(connection) as usize][at..at + length.min(PIECE as u64) as usize]
     }
 
     /// The number of leading `bytes` that are the connection's stream from `position` on.
@@ -77,6 +97,7 @@ impl Payload {
         Mismatch {
             connection,
             offset: position,
+            datagram: None,
             expected: hex(expected),
             got: hex(got),
             cause: self.cause(connection, position, got, in_flight),
@@ -91,29 +112,32 @@ impl Payload {
         in_flight: impl Iterator<Item = (u64, u64, u64)>,
     ) -> Cause {
         let expected = self.piece(connection, position, got.len() as u64);
-        if got.len() > TELLING && got[got.len() - TELLING..] == expected[expected.len() - TELLING..] {
+        if got.len() > MIN_RECOGNISED
+            && got[got.len() - MIN_RECOGNISED..] == expected[expected.len() - MIN_RECOGNISED..]
+        {
             return Cause::Altered;
         }
-        let telling = &got[..got.len().min(2 * TELLING)];
-        if telling.len() < TELLING {
+        let telling = &got[..got.len().min(2 * MIN_RECOGNISED)];
+        if telling.len() < MIN_RECOGNISED {
             return Cause::Unknown;
         }
-        let Some(found) = memmem::find(&self.block[..PERIOD as usize + telling.len() - 1], telling) else {
-            return Cause::Unknown;
-        };
-        let found = found as u64;
+        let found =
+            self.blocks.iter().map(|block| memmem::find(&block[..PERIOD as usize + telling.len() - 1], telling));
+        let found: Vec<Option<usize>> = found.collect();
         // The first position of a connection at `from` or after it that looks like what was found.
         let position_in = |other: u64, from: u64| {
+            let found = found[block_of(other) as usize]? as u64;
             let here = (start(other) + from) % PERIOD;
-            from + (found + PERIOD - here) % PERIOD
+            Some(from + (found + PERIOD - here) % PERIOD)
         };
         for (other, received, sent) in in_flight {
-            let place = position_in(other, received);
-            if other != connection && place < sent {
-                return Cause::Foreign { connection: other, offset: place };
+            if let Some(offset) = position_in(other, received).filter(|&offset| other != connection && offset < sent) {
+                return Cause::Foreign { connection: other, offset };
             }
         }
-        let ahead = position_in(connection, position) - position;
+        let Some(ahead) = position_in(connection, position).map(|found| found - position) else {
+            return Cause::Unknown;
+        };
         if ahead < PERIOD / 2 {
             Cause::Lost { bytes: ahead }
         } else if PERIOD - ahead <= position {
@@ -129,8 +153,11 @@ impl Payload {
 pub struct Mismatch {
     /// The connection's number, counted from 0 in the order in which they were opened.
     pub connection: u64,
-    /// The byte's position in the connection's stream, counted from 0.
+    /// The byte's position in the connection's stream, or in the datagram, counted from 0.
     pub offset: u64,
+    /// Which of the socket's datagrams it is, counted from 0, if it is known; null over streams.
+    #[serde(default)]
+    pub datagram: Option<u64>,
     /// The bytes that were sent there, in hexadecimal.
     pub expected: String,
     /// The bytes that came back, in hexadecimal.
@@ -157,8 +184,15 @@ pub enum Cause {
     Foreign {
         /// That connection's number.
         connection: u64,
-        /// Their position in its stream.
+        /// Their position in its stream; of a datagram, its number.
         offset: u64,
+    },
+    /// A datagram is shorter or longer than it was sent.
+    Length {
+        /// The bytes that were sent.
+        expected: u64,
+        /// The bytes that came back.
+        got: u64,
     },
     /// Some bytes are wrong, and those after them are right again.
     Altered,
@@ -168,12 +202,21 @@ pub enum Cause {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Mismatch { connection, offset, expected, got, cause } = self;
-        write!(f, "connection {connection}, offset {offset}: expected {expected}, got {got}: ")?;
+        let Mismatch { connection, offset, datagram, expected, got, cause } = self;
+        match datagram {
+            Some(datagram) => write!(f, "socket {connection}, datagram {datagram}, byte {offset}")?,
+            None => write!(f, "connection {connection}, offset {offset}")?,
+        }
+        write!(f, ": expected {expected}, got {got}: ")?;
         match cause {
             Cause::Lost { bytes } => write!(f, "{bytes} bytes were lost"),
             Cause::Repeated { bytes } => write!(f, "the stream jumps back by {bytes} bytes"),
+            Cause::Foreign { connection, offset } if datagram.is_some() => {
+                write!(f, "that is datagram {offset} of socket {connection}")
+            }
             Cause::Foreign { connection, offset } => write!(f, "that is connection {connection} at offset {offset}"),
+            Cause::Length { expected, got } => write!(f, "{got} bytes came back of {expected}"),
+            Cause::Altered if datagram.is_some() => write!(f, "bytes were altered"),
             Cause::Altered => write!(f, "bytes were altered, and later ones are right"),
             Cause::Unknown => write!(f, "nothing that was sent"),
         }
@@ -204,6 +247,10 @@ impl Sizes {
     }
 }
 
+fn block_of(connection: u64) -> u64 {
+    connection / PERIOD % MAX_BLOCKS
+}
+
 fn start(connection: u64) -> u64 {
     connection % PERIOD * STRIDE % PERIOD
 }
@@ -217,7 +264,7 @@ fn mix(seed: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -258,6 +305,13 @@ mod tests {
         assert_ne!(here, stream(&payload, 3, 1064, 1128));
         assert_ne!(here, stream(&Payload::new(8), 3, 1000, 1064));
         assert_eq!(here, stream(&Payload::new(7), 3, 1000, 1064));
+        // Where successive connections have used up the starts, another block follows.
+        let mut payload = payload;
+        payload.prepare(3 + PERIOD);
+        assert_ne!(here, stream(&payload, 3 + PERIOD, 1000, 1064));
+        let foreign =
+            payload.explain(3, 1000, &stream(&payload, 3 + PERIOD, 70, 130), [(3 + PERIOD, 0, 200)].into_iter());
+        assert_eq!(foreign.cause, Cause::Foreign { connection: 3 + PERIOD, offset: 70 });
         let starts: std::collections::HashSet<_> = (0..PERIOD).map(start).collect();
         assert_eq!(starts.len() as u64, PERIOD);
     }

@@ -52,8 +52,11 @@ pub struct Run {
     /// The runs that were merged; empty if it is one.
     #[serde(default)]
     pub parts: Vec<Part>,
-    /// Whether it was ended before its time, by a signal.
+    /// Whether its window was ended before its time, by a signal.
     pub interrupted: bool,
+    /// Why its window was ended before its time; null if it was not.
+    #[serde(default)]
+    pub cut: Option<Cut>,
     /// The addresses, in numbers, that were measured: of a name that has several, those that the connections went to.
     #[serde(default)]
     pub addresses: Vec<String>,
@@ -65,12 +68,19 @@ pub struct Run {
     pub connections: Connections,
     /// The length of the measured window, without the warm-up.
     pub seconds: f64,
-    /// Replies per second of the measured window.
+    /// Replies per second: those to messages that were due in the measured window. Counted are those that came before its
+    /// end, over its length; or all of them, over the time in which they came, if that is more.
     pub rate: f64,
-    /// Bytes that came back per second of the measured window.
+    /// Bytes of these replies per second.
     pub bytes_per_second: f64,
     /// The messages of the measured window.
     pub messages: Messages,
+    /// What became of each message that was due in the measured window. Of a run of version 1 it is estimated.
+    #[serde(default)]
+    pub outcomes: Outcomes,
+    /// Whether the rate of an open loop was kept; null in a closed loop, and of a run of version 1.
+    #[serde(default)]
+    pub rate_kept: Option<RateKept>,
     /// From when a message was due to its whole reply. In a closed loop it is due when it is sent.
     pub response: Latency,
     /// From when a message was sent to its whole reply. Null in a closed loop, where it is the same.
@@ -197,23 +207,92 @@ pub struct Connections {
     pub opening_seconds: f64,
     /// Connections that were opened after that, in place of others.
     pub reopened: u64,
-    /// From the beginning of connecting to when it was seen to be done.
+    /// From before connect(2) to when it was seen to be done.
     pub connect: Latency,
+    /// From closing our side, with everything answered, to when the connection was gone. Null if none was closed by us.
+    #[serde(default)]
+    pub closing: Option<Latency>,
+    /// Those of them whose server did not close its side in the time that is waited for it.
+    #[serde(default)]
+    pub never_closed: u64,
 }
 
-/// Messages.
+/// Messages that were due in the measured window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Messages {
-    /// Messages whose reply came whole within the measured window, and right.
+    /// Messages whose reply came whole and right, in time or late.
     pub replies: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Messages that were sent in the measured window.
+    /// Messages that were sent.
     pub sent: u64,
-    /// Messages that were due in the measured window and could not be sent by its end.
+    /// Messages that were never sent.
     pub missed: u64,
-    /// Messages that were sent in the measured window and never answered.
+    /// Messages that were sent and never answered, or failed.
     pub unanswered: u64,
+}
+
+/// What became of each message that was due in the measured window: the five outcomes add up to `due`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Outcomes {
+    /// Messages that were due.
+    pub due: u64,
+    /// Messages that were answered within the timeout, counted from when they were due.
+    pub answered: u64,
+    /// Messages that were answered later than that.
+    pub answered_late: u64,
+    /// Messages that were sent and not answered.
+    pub unanswered: u64,
+    /// Messages that were sent and whose connection failed.
+    pub failed: u64,
+    /// Messages that were never sent, by reason.
+    pub never_sent: NeverSent,
+}
+
+/// Messages that were never sent, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NeverSent {
+    /// There was no connection to send them on.
+    pub connection_gone: u64,
+    /// Their connections were free, but the generator did not get to it.
+    pub generator_behind: u64,
+    /// Their connections took nothing more until the end.
+    pub end_reached: u64,
+}
+
+/// Why a measured window was ended before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Cut {
+    /// A signal asked for the end.
+    Interrupted,
+    /// No connection was left, or nobody answered any more.
+    NoConnection,
+    /// A step of a search had seen enough.
+    Enough,
+}
+
+/// Whether the rate of an open loop was kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RateKept {
+    /// Whether all messages, a hundredth apart, were answered in time.
+    pub kept: bool,
+    /// Who was the limit, if it was not.
+    pub limit: Option<Limit>,
+    /// The same in words.
+    pub text: String,
+}
+
+/// Who was the limit where a rate was not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// The server.
+    Server,
+    /// The load generator itself.
+    Generator,
+    /// Connections that were gone.
+    Connections,
 }
 
 /// What became of the datagrams of the measured window.
@@ -279,6 +358,8 @@ pub enum ErrorKind {
     Excess,
     /// A connection failed for another reason.
     Failed,
+    /// A datagram could not be sent, or was refused where it went.
+    Unreachable,
 }
 
 impl std::fmt::Display for ErrorKind {
@@ -293,6 +374,7 @@ impl std::fmt::Display for ErrorKind {
             ErrorKind::Mismatch => "wrong bytes",
             ErrorKind::Excess => "replies to nothing",
             ErrorKind::Failed => "connections failed",
+            ErrorKind::Unreachable => "datagrams refused or not sent",
         })
     }
 }
@@ -305,6 +387,15 @@ pub struct Generator {
     /// Messages that it sent more than a millisecond after they were due, though their connection was free. Only an
     /// open loop has any.
     pub late: u64,
+    /// How long after they were due messages left whose connections were free. Null in a closed loop.
+    #[serde(default)]
+    pub lateness: Option<Latency>,
+    /// How long it stood still, once for each turn of its loop: neither sent nor looked at what came.
+    #[serde(default)]
+    pub stalls: Option<Latency>,
+    /// The figures of the response time that its own stalls can explain: "p99.9", "max".
+    #[serde(default)]
+    pub explains: Vec<String>,
     /// Where the generator, and not the server, may have been the limit.
     pub warnings: Vec<String>,
 }
@@ -337,6 +428,9 @@ pub struct Search {
     pub holds_at: Option<f64>,
     /// The lowest rate at which it was seen not to hold; null if it held at all.
     pub fails_at: Option<f64>,
+    /// Why it ended before it had found out; null if it did.
+    #[serde(default)]
+    pub ended: Option<String>,
     /// What was tried, in order.
     pub steps: Vec<Step>,
 }
@@ -348,7 +442,7 @@ pub struct Step {
     pub rate: f64,
     /// The rate that was reached.
     pub reached: f64,
-    /// Whether the criterion held, everything was sent, and nothing went wrong.
+    /// Whether the criterion was shown to hold with a confidence of 95 %, the rate was kept, and nothing went wrong.
     pub holds: bool,
     /// What it was judged by.
     pub because: String,
@@ -374,10 +468,33 @@ impl Run {
         wrong_bytes(self.errors.iter())
     }
 
-    /// Whether every connection that was asked for was opened, and every byte that came back was right.
+    /// Whether every connection that was asked for was opened and somebody was there until the end, every byte that came
+    /// back was right, and something came back at all, if anything was asked for.
     pub fn is_sound(&self) -> bool {
         let Connections { asked, opened, idle_asked, idle_opened, .. } = self.connections;
-        (opened, idle_opened) == (asked, idle_asked) && self.error_count() == 0
+        (opened, idle_opened) == (asked, idle_asked)
+            && self.error_count() == 0
+            && self.cut != Some(Cut::NoConnection)
+            && (asked == 0 || self.messages.replies > 0)
+    }
+
+    /// The exit code: 3 if it was not as good as it was to be, 1 if something went wrong.
+    pub fn exit_code(&self) -> u8 {
+        const NOT_GOOD_ENOUGH: u8 = 3;
+        let gave_up = |search: &Search| search.ended.is_some() && self.cut != Some(Cut::Interrupted);
+        match &self.search {
+            _ if self.criteria.iter().any(|verdict| verdict.holds) => NOT_GOOD_ENOUGH,
+            Some(search) if gave_up(search) => 1,
+            Some(search) if search.holds_at.is_none() => NOT_GOOD_ENOUGH,
+            _ if !self.is_sound() => 1,
+            _ if !self.kept_its_rate() => NOT_GOOD_ENOUGH,
+            _ => 0,
+        }
+    }
+
+    /// Whether the rate of an open loop was kept, where one was asked for and nothing else was looked for.
+    pub fn kept_its_rate(&self) -> bool {
+        self.search.is_some() || self.rate_kept.as_ref().is_none_or(|rate| rate.kept)
     }
 
     /// Reads a run from a file; `-` is standard input.
@@ -416,7 +533,7 @@ impl Run {
         check_figures(&serde_json::from_str(text)?)?;
         let mut run: Run = serde_json::from_str(text)?;
         for latency in run.latencies() {
-            latency.decode()?;
+            latency.distribution()?;
         }
         if marks.version == 1 {
             run.upgrade()?;
@@ -438,6 +555,16 @@ impl Run {
         let from = later(before).unwrap_or_else(|| self.started.clone());
         let to = later(before + self.seconds).unwrap_or_else(|| from.clone());
         (self.measured_from, self.measured_to) = (from, to);
+        let Messages { replies, sent, missed, unanswered, .. } = self.messages;
+        self.outcomes = Outcomes {
+            due: sent.saturating_add(missed),
+            // It counted replies that came in the window, whenever their messages had been due.
+            answered: replies.min(sent.saturating_sub(unanswered)),
+            unanswered: unanswered.max(sent.saturating_sub(replies)),
+            never_sent: NeverSent { end_reached: missed, ..NeverSent::default() },
+            ..Outcomes::default()
+        };
+        self.cut = self.interrupted.then_some(Cut::Interrupted);
         Ok(())
     }
 
@@ -458,7 +585,9 @@ impl Run {
     fn latencies(&self) -> impl Iterator<Item = &Latency> {
         let search = self.search.iter().flat_map(|search| &search.steps).map(|step| &step.response);
         let timeline = self.timeline.iter().map(|interval| &interval.response);
-        [&self.response, &self.connections.connect].into_iter().chain(&self.service).chain(timeline).chain(search)
+        let own = self.generator.lateness.iter().chain(&self.generator.stalls);
+        let all = [&self.response, &self.connections.connect].into_iter().chain(&self.service).chain(timeline);
+        all.chain(search).chain(own).chain(&self.connections.closing)
     }
 }
 
@@ -580,6 +709,7 @@ pub(super) mod tests {
             merged: 1,
             parts: Vec::new(),
             interrupted: false,
+            cut: None,
             addresses: vec!["127.0.0.1:7777".to_owned()],
             config: Settings {
                 address: "127.0.0.1:7777".to_owned(),
@@ -608,11 +738,15 @@ pub(super) mod tests {
                 opening_seconds: 0.1,
                 reopened: 0,
                 connect: latency_of(&[50_000]),
+                closing: None,
+                never_closed: 0,
             },
             seconds: count as f64,
             rate: 1.0,
             bytes_per_second: 64.0,
             messages: Messages { replies: count, bytes: 64 * count, sent: count, missed: 0, unanswered: 0 },
+            outcomes: Outcomes { due: count, answered: count, ..Outcomes::default() },
+            rate_kept: None,
             response: latency_of(latencies),
             service: None,
             datagrams: None,
@@ -629,7 +763,14 @@ pub(super) mod tests {
                 .collect(),
             errors: Vec::new(),
             mismatches: Vec::new(),
-            generator: Generator { cpu_seconds: 0.5, late: 0, warnings: Vec::new() },
+            generator: Generator {
+                cpu_seconds: 0.5,
+                late: 0,
+                lateness: None,
+                stalls: None,
+                explains: Vec::new(),
+                warnings: Vec::new(),
+            },
             watched: None,
             search: None,
             criteria: Vec::new(),
@@ -750,6 +891,7 @@ pub(super) mod tests {
                 (sign * figures[random.usize(..5)]).into()
             }
             "boolean" => random.bool().into(),
+            "string" if name == "bounds_histogram" => latency_of(&[]).histogram.into(),
             "string" if name == "histogram" => {
                 let mut sample = || 10f64.powf(random.f64() * 12.0) as u64;
                 let samples: Vec<_> = (0..sample() % 50).map(|_| sample()).collect();

@@ -6,7 +6,6 @@
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::builder::FalseyValueParser;
@@ -14,8 +13,8 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::bench::Criterion;
 use crate::bench::report::Outputs;
-use crate::bench::{Criterion, Sources};
 use crate::logging::Format;
 use crate::reactor::address::{self, Address};
 use crate::{bench, connect, serve, stdio, values};
@@ -114,7 +113,7 @@ pub enum Command {
     /// Echo what is received on one or several addresses
     Serve(Box<serve::Config>),
     /// Send lines from standard input and print what comes back
-    Connect(connect::Config),
+    Connect(Connect),
     /// Load an echo service, verify every byte that comes back, and report honest latency
     Bench(Box<Bench>),
     /// Compare runs of `bench`, or add up those that several machines made of one test
@@ -178,6 +177,38 @@ impl Man {
     }
 }
 
+/// The options of `connect`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The end of the input closes the sending side; what is still owed is waited for. So
+  echoloop connect < file > copy
+makes a copy of a file of any size. Exits 1 if nobody listens, or if the connection ends before
+everything has come back.")]
+pub struct Connect {
+    /// Whom to connect to: HOST:PORT or [IPV6]:PORT; udp:HOST:PORT sends each line as a datagram; or unix:PATH
+    #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
+    address: Address,
+
+    /// Send the words bare, without their newlines, each after the echo of the one before; a newline is printed after
+    /// each echo
+    #[arg(long)]
+    no_newline: bool,
+
+    /// Leave after sending the line WORD and receiving its echo
+    #[arg(long, value_name = "WORD", value_parser = values::word)]
+    terminator: Option<String>,
+}
+
+impl From<Connect> for connect::Config {
+    fn from(flags: Connect) -> Self {
+        connect::Config {
+            address: flags.address,
+            newline: !flags.no_newline,
+            terminator: flags.terminator.map(String::into_bytes),
+        }
+    }
+}
+
 /// The options of `bench`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -186,8 +217,9 @@ come. That finds what a server can do, and hides how it answers those who do not
 Open loop (--rate): messages are due by a fixed schedule. The response time counts from when a message was due, the \
 service time from when it was sent; a server that stalls shows in the first.
 
-Exit codes: 0; 1 for wrong bytes, failed connections, or no connection at all; 2 for a mistake on the command line; \
-3 if a --fail-if holds, or the criterion of --find-rate held at no rate.
+Exit codes: 0; 1 for wrong bytes, failed connections, replies that did not come in time, no reply or no connection at \
+all; 2 for a mistake on the command line; 3 if a --fail-if holds or had no data, the rate of --rate was not kept, or the \
+criterion of --find-rate held at no rate.
 
 Examples:
   echoloop bench                                       50 connections, 64 bytes, 10 seconds
@@ -197,96 +229,8 @@ Examples:
   echoloop bench -c 10 --idle 10000 --watch-pid 4711   what do idle connections cost?
   echoloop bench --fail-if 'p99>2ms' --fail-if 'rate<100000' -q   in CI")]
 pub struct Bench {
-    /// Whom to load: HOST:PORT or [IPV6]:PORT; udp:HOST:PORT sends each message as a datagram; or unix:PATH
-    #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
-    address: Address,
-
-    /// Connections that carry messages; may be 0 if there are idle ones
-    #[arg(short, long, value_name = "N", default_value_t = 50, value_parser = values::connections)]
-    connections: usize,
-
-    /// Connections that are held open and silent beside them, to see what they cost
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::connections)]
-    idle: usize,
-
-    /// Open so many connections per second; by default as fast as it goes
-    #[arg(long, value_name = "R", value_parser = values::positive_rate)]
-    connect_rate: Option<f64>,
-
-    /// The size of messages, such as 64 or 16KiB; or the bounds of it, such as 1..4KiB, and sizes are uniform between
-    #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = values::message_size)]
-    size: (u64, u64),
-
-    /// Messages in flight on each connection; datagrams: 64 at most
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536),
-          conflicts_with = "rate")]
-    depth: u64,
-
-    /// An open loop: R messages per second over all connections, on a schedule that does not wait for replies
-    #[arg(short, long, value_name = "R", value_parser = values::positive_rate)]
-    rate: Option<f64>,
-
-    /// How long to measure [default: 10s, or until all --messages have been sent]
-    #[arg(short = 't', long, value_name = "DUR", value_parser = values::positive_duration)]
-    duration: Option<Duration>,
-
-    /// Measure no more than N messages
-    #[arg(short = 'n', long, value_name = "N", value_parser = values::messages)]
-    messages: Option<u64>,
-
-    /// With all connections open, wait until TIME before any load: UTC, such as 2026-11-24T20:00:00Z. So that several
-    /// generators begin together
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
-    start_at: Option<SystemTime>,
-
-    /// Load before that, which is not counted
-    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = values::duration)]
-    warm_up: Duration,
-
-    /// Look for the highest rate at which a criterion such as 'p99<5ms' holds: rates are doubled until it does not, and
-    /// then bisected. --rate is where to begin [1000], --duration the length of each step [2s or more: as long as its
-    /// percentile needs]
-    #[arg(long, value_name = "EXPR", conflicts_with_all = ["messages", "depth"])]
-    find_rate: Option<Criterion>,
-
-    /// Close a connection after N messages, and open another
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    reconnect: Option<u64>,
-
-    /// Local addresses to dial from, in turn, such as 127.0.0.1-127.0.0.9: for more connections than one address has
-    /// ports
-    #[arg(long, value_name = "IP[,IP...]")]
-    source: Option<Sources>,
-
-    /// Of a name's addresses take IPv4 ones only
-    #[arg(short = '4', long, conflicts_with = "ipv6")]
-    ipv4: bool,
-
-    /// Of a name's addresses take IPv6 ones only
-    #[arg(short = '6', long)]
-    ipv6: bool,
-
-    /// Share the connections out among all addresses of a name. By default all go to the first that accepts one; which it
-    /// was, the report says
-    #[arg(long)]
-    all_addresses: bool,
-
-    /// A reply, or a connect, that takes longer is an error
-    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::positive_duration)]
-    timeout: Duration,
-
-    /// What sizes and bytes are made from: the same seed makes the same
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-
-    /// Before sleeping in the poll, spin so long, such as 50us: finer times, for a busy core
-    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
-    busy_poll: Duration,
-
-    /// Watch the server's process, with its threads and its children (on this machine, on Linux): its processor time per
-    /// message, its memory per connection
-    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
-    watch_pid: Option<i32>,
+    #[command(flatten)]
+    config: bench::Config,
 
     /// Exit 3 if this holds: 'p99>2ms', 'rate<100000', 'errors>0'. There are p50, p99.9 and the like, mean, max, rate,
     /// errors, mismatches, missed, lost and connections; with <, <=, > and >=. May be given several times
@@ -308,31 +252,21 @@ pub struct Bench {
     /// Write the distribution of response times to FILE, in milliseconds, as HdrHistogram's plotters read it
     #[arg(long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
-
-    /// What to call this run in reports; by default the address
-    #[arg(long, value_name = "TEXT")]
-    name: Option<String>,
 }
 
 impl Bench {
     /// Refuses options that mean nothing together.
     fn check(&self) -> Result<(), String> {
-        if self.connections + self.idle == 0 {
-            return Err("there is no connection to open: -c and --idle are both 0".to_owned());
-        }
-        let for_messages = [
-            ("--rate", self.rate.is_some()),
-            ("--find-rate", self.find_rate.is_some()),
-            ("--messages", self.messages.is_some()),
-            ("--reconnect", self.reconnect.is_some()),
-        ];
-        match for_messages.into_iter().find(|(_, given)| self.connections == 0 && *given) {
-            Some((option, _)) => Err(format!(
-                "{option} is about messages, and with -c 0 there is no connection that carries any: leave it out, or \
-                 give -c at least 1"
-            )),
-            None => Ok(()),
-        }
+        self.config.check()?;
+        let check = |criterion: &Criterion| {
+            criterion.check(&self.config).map_err(|text| format!("--fail-if {criterion}: {text}"))
+        };
+        self.fail_if.iter().try_for_each(check)
+    }
+
+    /// What load to make.
+    pub fn config(&self) -> &bench::Config {
+        &self.config
     }
 
     /// Where to write what came of the run.
@@ -343,39 +277,6 @@ impl Bench {
     /// What must not be so.
     pub fn fail_if(&self) -> &[Criterion] {
         &self.fail_if
-    }
-}
-
-impl From<Bench> for bench::Config {
-    fn from(flags: Bench) -> Self {
-        let unlimited = flags.messages.is_some() || flags.find_rate.is_some();
-        bench::Config {
-            address: flags.address,
-            connections: flags.connections,
-            idle: flags.idle,
-            connect_rate: flags.connect_rate,
-            size: flags.size,
-            depth: flags.depth,
-            rate: flags.rate,
-            duration: flags.duration.or((!unlimited).then_some(Duration::from_secs(10))),
-            messages: flags.messages,
-            start_at: flags.start_at,
-            warm_up: flags.warm_up,
-            find_rate: flags.find_rate,
-            reconnect: flags.reconnect,
-            sources: flags.source.unwrap_or_default(),
-            family: match (flags.ipv4, flags.ipv6) {
-                (true, _) => bench::Family::V4,
-                (_, true) => bench::Family::V6,
-                _ => bench::Family::Any,
-            },
-            all_addresses: flags.all_addresses,
-            timeout: flags.timeout,
-            seed: flags.seed,
-            busy_poll: flags.busy_poll,
-            watch_pid: flags.watch_pid,
-            name: flags.name,
-        }
     }
 }
 

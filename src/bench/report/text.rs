@@ -6,8 +6,8 @@ use bytesize::ByteSize;
 use hdrhistogram::Histogram;
 use indicatif::HumanCount;
 
-use crate::bench::latency::{PERCENTILES, micros, show_micros};
-use crate::bench::{Run, Search, Settings, Step};
+use crate::bench::latency::{PERCENTILES, micros, show_at_least, show_micros};
+use crate::bench::{Cut, Outcomes, Run, Search, Settings, Step};
 use crate::escape;
 
 /// The width of the histogram's longest bar.
@@ -97,31 +97,80 @@ fn headline(out: &mut String, run: &Run) -> anyhow::Result<()> {
         }
     }
     writeln!(out, "messages     {}", parts.join(", "))?;
-    if run.interrupted {
-        writeln!(out, "             ended early, by a signal")?;
+    account(out, run)?;
+    if let Some(cut) = run.cut.filter(|cut| *cut != Cut::Enough) {
+        let of = match (config.duration, config.messages) {
+            (Some(duration), _) => format!("{:.2} of {duration:.2} s", run.seconds),
+            (None, Some(all)) => format!("{} of {} messages", HumanCount(run.outcomes.due), HumanCount(all)),
+            (None, None) => format!("{:.2} s", run.seconds),
+        };
+        let why = match cut {
+            Cut::NoConnection => "no connection was left, or nobody answered any more",
+            _ => "by a signal",
+        };
+        writeln!(out, "             ended early, after {of}: {why}")?;
+    }
+    Ok(())
+}
+
+/// What became of the messages that were due, where that was not simply an answer.
+fn account(out: &mut String, run: &Run) -> anyhow::Result<()> {
+    let Outcomes { due, answered, answered_late, unanswered, failed, never_sent } = run.outcomes;
+    if answered == due && run.service.is_none() {
+        return Ok(());
+    }
+    let mut parts = vec![format!("{} answered in time", HumanCount(answered))];
+    for (number, what) in [
+        (answered_late, "answered late"),
+        (unanswered, "unanswered"),
+        (failed, "failed with their connections"),
+        (never_sent.connection_gone, "never sent: connection gone"),
+        (never_sent.generator_behind, "never sent: generator behind"),
+        (never_sent.end_reached, "never sent: end reached"),
+    ] {
+        if number > 0 {
+            parts.push(format!("{} {what}", HumanCount(number)));
+        }
+    }
+    writeln!(out, "account      {} due: {}", HumanCount(due), parts.join(", "))?;
+    if let Some(rate) = run.rate_kept.as_ref().filter(|rate| !rate.kept) {
+        writeln!(out, "             {}", rate.text)?;
     }
     Ok(())
 }
 
 fn percentiles(out: &mut String, run: &Run) -> anyhow::Result<()> {
     if run.response.count == 0 {
-        writeln!(out, "\nno reply came")?;
+        let nothing = if run.outcomes.due == 0 { "no message was due" } else { "no reply came" };
+        writeln!(out, "\n{nothing}")?;
         return Ok(());
     }
     write!(out, "\n{:<14}", "latency")?;
     for percentile in PERCENTILES {
-        write!(out, "{:>10}", format!("p{percentile}"))?;
+        write!(out, "{:>11}", format!("p{percentile}"))?;
     }
-    writeln!(out, "{:>10}{:>10}", "max", "mean")?;
+    writeln!(out, "{:>11}{:>11}", "max", "mean")?;
     let response = if run.service.is_some() { "response time" } else { "round trip" };
     for (what, latency) in [(response, Some(&run.response)), ("service time", run.service.as_ref())] {
-        let Some(latency) = latency else { continue };
+        let Some(latency) = latency.filter(|latency| latency.count > 0) else { continue };
         write!(out, "{what:<14}")?;
-        for (_, time) in latency.percentiles() {
-            write!(out, "{:>10}", show_micros(time))?;
+        for (_, time, at_least) in latency.percentiles() {
+            write!(out, "{:>11}", show_at_least(time, at_least))?;
         }
-        writeln!(out, "{:>10}{:>10}", show_micros(latency.max_us), show_micros(latency.mean_us))?;
+        for (time, name) in [(latency.max_us, "max_us"), (latency.mean_us, "mean_us")] {
+            write!(out, "{:>11}", show_at_least(time, latency.is_lower_bound(name)))?;
+        }
+        writeln!(out)?;
     }
+    let due = run.outcomes.due;
+    let of = if run.response.count == due { "all".to_owned() } else { HumanCount(run.response.count).to_string() };
+    write!(out, "              {of} of {} messages that were due are in it", HumanCount(due))?;
+    match run.response.bounds {
+        0 => writeln!(out),
+        bounds => {
+            writeln!(out, "; {} were not answered: they took at least (>) as long as was waited", HumanCount(bounds))
+        }
+    }?;
     Ok(())
 }
 
@@ -271,11 +320,16 @@ fn align(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// A run in which every text can be shown on a terminal: files come from anywhere.
+/// A text that stays a text on a terminal: files come from anywhere.
+pub fn printable(text: &str) -> String {
+    escape::text(text).to_string()
+}
+
+/// A run in which every text is [`printable`].
 fn printable_run(run: &Run) -> anyhow::Result<Run> {
     fn escape_all(value: &mut serde_json::Value) {
         match value {
-            serde_json::Value::String(text) => *text = escape::text(text).to_string(),
+            serde_json::Value::String(text) => *text = printable(text),
             serde_json::Value::Array(values) => values.iter_mut().for_each(escape_all),
             serde_json::Value::Object(fields) => fields.values_mut().for_each(escape_all),
             _ => {}

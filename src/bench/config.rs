@@ -1,0 +1,202 @@
+//! What load to make: the options of `bench`, each declared once, here.
+
+#![allow(rustdoc::broken_intra_doc_links, reason = "the options' documentation is their help, in plain text")]
+
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+
+use super::clock::nanos;
+use super::criterion::Criterion;
+use super::dial::{Family, Sources};
+use super::schedule::Schedule;
+use super::summary::Settings;
+use crate::reactor::address::{self, Address};
+use crate::values;
+
+/// How long is measured, unless something else ends it.
+const DURATION: Duration = Duration::from_secs(10);
+
+/// What load to make.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// Whom to load: HOST:PORT or [IPV6]:PORT; udp:HOST:PORT sends each message as a datagram; or unix:PATH
+    #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
+    pub address: Address,
+
+    /// Connections that carry messages; may be 0 if there are idle ones
+    #[arg(short, long, value_name = "N", default_value_t = 50, value_parser = values::connections)]
+    pub connections: usize,
+
+    /// Connections that are held open and silent beside them, to see what they cost
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::connections)]
+    pub idle: usize,
+
+    /// Open so many connections per second; by default as fast as it goes
+    #[arg(long, value_name = "R", value_parser = values::positive_rate)]
+    pub connect_rate: Option<f64>,
+
+    /// The size of messages, such as 64 or 16KiB; or the bounds of it, such as 1..4KiB, and sizes are uniform between
+    #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = values::message_size)]
+    pub size: (u64, u64),
+
+    /// Messages in flight on each connection; datagrams: 64 at most
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536),
+          conflicts_with = "rate")]
+    pub depth: u64,
+
+    /// An open loop: R messages per second over all connections, on a schedule that does not wait for replies
+    #[arg(short, long, value_name = "R", value_parser = values::positive_rate)]
+    pub rate: Option<f64>,
+
+    /// How long to measure [default: 10s, or until all --messages have been sent]
+    #[arg(short = 't', long, value_name = "DUR", value_parser = values::positive_duration)]
+    pub duration: Option<Duration>,
+
+    /// Measure no more than N messages
+    #[arg(short = 'n', long, value_name = "N", value_parser = values::messages)]
+    pub messages: Option<u64>,
+
+    /// With all connections open, wait until TIME before any load: UTC, such as 2026-11-24T20:00:00Z. So that several
+    /// generators begin together
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    pub start_at: Option<SystemTime>,
+
+    /// Load before that, which is not counted
+    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = values::duration)]
+    pub warm_up: Duration,
+
+    /// Look for the highest rate at which a criterion such as 'p99<5ms' holds: rates are doubled until it does not, and
+    /// then bisected. A step holds if it shows so with a confidence of 95 %, and counts if two of three tries agree. --rate is
+    /// where to begin [1000], --duration the length of each step [2s or more: as long as its percentile needs]
+    #[arg(long, value_name = "EXPR", conflicts_with_all = ["messages", "depth"])]
+    pub find_rate: Option<Criterion>,
+
+    /// Close a connection after N messages, and open another
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub reconnect: Option<u64>,
+
+    /// Local addresses to dial from, in turn, such as 127.0.0.1-127.0.0.9: for more connections than one address has
+    /// ports
+    #[arg(long = "source", value_name = "IP[,IP...]")]
+    pub sources: Option<Sources>,
+
+    /// Of a name's addresses take IPv4 ones only
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    pub ipv4: bool,
+
+    /// Of a name's addresses take IPv6 ones only
+    #[arg(short = '6', long)]
+    pub ipv6: bool,
+
+    /// Share the connections out among all addresses of a name. By default all go to the first that accepts one; which it
+    /// was, the report says
+    #[arg(long)]
+    pub all_addresses: bool,
+
+    /// A reply, or a connect, that takes longer is an error; and without any connection for so long the run is over
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::positive_duration)]
+    pub timeout: Duration,
+
+    /// What sizes and bytes are made from: the same seed makes the same
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+
+    /// Before sleeping in the poll, spin so long, such as 50us: finer times, for a busy core
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
+    pub busy_poll: Duration,
+
+    /// Watch the server's process (on this machine, on Linux): its processor time per message, its memory per
+    /// connection
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub watch_pid: Option<i32>,
+
+    /// What to call this run in reports; by default the address
+    #[arg(long, value_name = "TEXT")]
+    pub name: Option<String>,
+}
+
+impl Config {
+    /// Refuses options that mean nothing together, or under which nothing can be due.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, and what to do.
+    pub fn check(&self) -> Result<(), String> {
+        if self.connections + self.idle == 0 {
+            return Err("there is no connection to open: -c and --idle are both 0".to_owned());
+        }
+        let for_messages = [
+            ("--rate", self.rate.is_some()),
+            ("--find-rate", self.find_rate.is_some()),
+            ("--messages", self.messages.is_some()),
+            ("--reconnect", self.reconnect.is_some()),
+        ];
+        if let Some((option, _)) = for_messages.into_iter().find(|(_, given)| self.connections == 0 && *given) {
+            return Err(format!(
+                "{option} is about messages, and with -c 0 there is no connection that carries any: leave it out, or give \
+                 -c at least 1"
+            ));
+        }
+        if let Some(criterion) = &self.find_rate {
+            criterion.check_search()?;
+            criterion.check(self).map_err(|text| format!("--find-rate {criterion}: {text}"))?;
+        }
+        if let Some((rate, duration)) = self.rate.filter(|_| self.find_rate.is_none()).zip(self.length()) {
+            let schedule = Schedule::new(0, rate);
+            let (from, to) = (nanos(self.warm_up), nanos(self.warm_up + duration));
+            if schedule.count_before(to) == schedule.count_before(from) {
+                return Err(format!(
+                    "at {rate} messages/s none is due in the {} that are measured after --warm-up {}: measure for longer \
+                     (--duration)",
+                    humantime::format_duration(duration),
+                    humantime::format_duration(self.warm_up)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The longest that the measured window may be.
+    pub fn length(&self) -> Option<Duration> {
+        let unlimited = self.messages.is_some() || self.find_rate.is_some();
+        self.duration.or((!unlimited).then_some(DURATION))
+    }
+
+    /// Which of a name's addresses to dial.
+    pub fn family(&self) -> Family {
+        match (self.ipv4, self.ipv6) {
+            (true, _) => Family::V4,
+            (_, true) => Family::V6,
+            _ => Family::Any,
+        }
+    }
+
+    /// Whether messages are due by a schedule.
+    pub(super) fn is_open_loop(&self) -> bool {
+        self.rate.is_some() || self.find_rate.is_some()
+    }
+
+    /// What a run's file says of it.
+    pub(super) fn settings(&self) -> Settings {
+        let sources = self.sources.iter().flat_map(|sources| sources.addresses());
+        Settings {
+            address: self.address.to_string(),
+            connections: self.connections as u64,
+            idle: self.idle as u64,
+            connect_rate: self.connect_rate,
+            smallest: self.size.0,
+            largest: self.size.1,
+            depth: self.depth,
+            rate: self.rate,
+            duration: self.length().map(|duration| duration.as_secs_f64()),
+            messages: self.messages,
+            warm_up: self.warm_up.as_secs_f64(),
+            reconnect: self.reconnect,
+            sources: sources.map(ToString::to_string).collect(),
+            timeout: self.timeout.as_secs_f64(),
+            seed: self.seed,
+            busy_poll: self.busy_poll.as_secs_f64(),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What a run's account says of the server and of the generator: whether the rate was kept, and who was the limit.
+
+use std::time::Duration;
+
+use indicatif::HumanCount;
+
+use super::config::Config;
+use super::driver::Outcome;
+use super::latency::{micros, show_micros};
+use super::ledger::LATE;
+use super::summary::{Limit, Outcomes, RateKept, Search};
+
+/// The part of the messages that may be late, or missing, before a rate counts as not kept.
+const TOLERANCE: f64 = 0.01;
+
+/// Messages that may be missing in any case: of a handful, the one that is on its way at the end is many percent.
+const MIN_MISSING: f64 = 3.0;
+
+/// The shortest window of which a share of the processor's time says something.
+const MIN_WINDOW: f64 = 0.1;
+
+/// Whether the rate of an open loop was kept: all that was due answered in time. `None` in a closed loop.
+pub(super) fn rate(outcome: &Outcome) -> Option<RateKept> {
+    let ledger = &outcome.ledger;
+    ledger.service()?;
+    let Outcomes { due, answered, never_sent, .. } = ledger.outcomes;
+    let missing = (due - answered) as f64;
+    let tolerated = (due as f64 * TOLERANCE).max(MIN_MISSING.min(due as f64 / 2.0));
+    if missing <= tolerated {
+        let text = "the rate was kept".to_owned();
+        return Some(RateKept { kept: true, limit: None, text });
+    }
+    let own = (never_sent.generator_behind + ledger.late()) as f64;
+    let (limit, who) = match () {
+        () if own >= missing / 2.0 => (Limit::Generator, "the generator was the limit, and not the server"),
+        () if never_sent.connection_gone as f64 >= missing / 2.0 => (Limit::Connections, "connections were gone"),
+        () => (Limit::Server, "the server was the limit"),
+    };
+    let text = format!(
+        "the rate was not kept: {} of {} messages were answered in time; {who}",
+        HumanCount(answered),
+        HumanCount(due)
+    );
+    Some(RateKept { kept: false, limit: Some(limit), text })
+}
+
+/// Where the generator itself may have been the limit, or what it measured was itself.
+pub(super) fn warnings(config: &Config, outcome: &Outcome) -> Vec<String> {
+    let ledger = &outcome.ledger;
+    let open_loop = ledger.service().is_some();
+    let mut warnings = Vec::new();
+    let share = outcome.cpu.as_secs_f64() / ledger.seconds().max(1e-9);
+    let spins = !config.busy_poll.is_zero() || open_loop;
+    if share > 0.95 && ledger.seconds() >= MIN_WINDOW && !spins {
+        warnings.push(format!(
+            "the generator used {:.0} % of a core, so it may have been the limit, and not the server: share the load \
+             among several processes, and add up what they report (echoloop report --merge)",
+            share * 100.0
+        ));
+    }
+    let Outcomes { due, never_sent, .. } = ledger.outcomes;
+    let late = ledger.late() as f64 / (due - never_sent.sum()).max(1) as f64;
+    let behind = never_sent.generator_behind;
+    if late > TOLERANCE || behind as f64 > (due as f64 * TOLERANCE).max(MIN_MISSING) {
+        let behind = if behind > 0 { format!(", and {} never", HumanCount(behind)) } else { String::new() };
+        warnings.push(format!(
+            "the generator was the limit, and not the server: {:.1} % of the messages left more than {} after they were \
+             due, with their connections free{behind}. Share the load among several processes, and add up what they \
+             report (echoloop report --merge)",
+            late * 100.0,
+            show_micros(micros(LATE))
+        ));
+    }
+    let explained = explained(config, outcome);
+    if let Some(last) = explained.last() {
+        let all = match &explained[..] {
+            [_] => last.clone(),
+            all => format!("{} and {last}", all[..all.len() - 1].join(", ")),
+        };
+        warnings.push(format!(
+            "the generator itself stood still for up to {}, which can explain {all}",
+            show_micros(micros(outcome.stalls.gaps().max()))
+        ));
+    }
+    warnings
+}
+
+/// Which of the percentiles shown the generator's own stalls can explain.
+pub(super) fn explained(config: &Config, outcome: &Outcome) -> Vec<String> {
+    let ledger = &outcome.ledger;
+    let in_flight = ledger.service().is_none().then(|| config.depth * config.connections as u64);
+    let window = Duration::from_secs_f64(ledger.seconds()).as_nanos() as u64;
+    outcome.stalls.explain(ledger.response(), window, in_flight)
+}
+
+/// Whether a search ended where the generator was slow, and not only the server.
+pub(super) fn limited_search(search: &Search) -> Option<String> {
+    let end = search.fails_at?;
+    let late = search.steps.iter().filter(|step| step.rate == end && !step.holds).all(|step| step.late > 0);
+    late.then(|| {
+        format!(
+            "at {}/s the generator itself was late with some messages, so the server may hold more than was found",
+            HumanCount(end as u64)
+        )
+    })
+}
