@@ -302,7 +302,7 @@ fn a_proxy_tells_for_whom_it_speaks() {
 
     // Without a header nothing is echoed, nothing of a header is, and one that does not come is not waited for.
     let mut other = server.connect();
-    other.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    other.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert!(is_turned_away(&mut other));
     let mut unfinished = server.connect();
     unfinished.write_all(b"PROXY TCP4 198.51").unwrap();
@@ -487,11 +487,15 @@ fn metrics_count_what_happens() {
         let _ = stuck.write(&sent);
         let (head, body) = get(inside, "/metrics");
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-        assert!(head.contains("Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8"), "{head}");
+        assert!(head.contains("Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
         text = body;
         metric(&text, "echoloop_waiting_bytes") > 0.0 && metric(&text, "echoloop_connections") == 4.0
     });
-    assert!(text.ends_with("# EOF\n"));
+    assert!(text.lines().all(|line| !line.starts_with("# UNIT") && line != "# EOF"), "{text}");
+    let mut peer = dial(inside);
+    peer.write_all(b"GET /metrics HTTP/1.0\r\nAccept: application/openmetrics-text;q=0.5,*/*;q=0.1\r\n\r\n").unwrap();
+    let open_metrics = String::from_utf8(receive_rest(&mut peer)).unwrap();
+    assert!(open_metrics.contains("application/openmetrics-text; version=1.0.0") && open_metrics.ends_with("# EOF\n"));
     assert_eq!(metric(&text, "echoloop_opened_total"), 5.0);
     assert_eq!(metric(&text, "echoloop_closed_total{reason=\"finished\"}"), 1.0);
     assert_eq!(metric(&text, "echoloop_refused_total{reason=\"denied\"}"), 1.0);
@@ -507,6 +511,15 @@ fn metrics_count_what_happens() {
     let slept_and_worked =
         metric(&text, "echoloop_asleep_seconds_total") + metric(&text, "echoloop_awake_seconds_total");
     assert!((up - slept_and_worked).abs() < 1e-6);
+    assert_eq!(metric(&text, "echoloop_connections_by_state{state=\"waiting\"}"), 1.0);
+    assert_eq!(metric(&text, &format!("echoloop_listening{{listener=\"{}\"}}", server.endpoints[0])), 1.0);
+    assert_eq!(metric(&text, "echoloop_stopping"), 0.0);
+    assert!(metric(&text, "process_cpu_seconds_total") > 0.0);
+    #[cfg(target_os = "linux")]
+    assert_eq!(
+        metric(&text, &format!("echoloop_datagrams_kernel_drops_total{{listener=\"{}\"}}", server.endpoints[1])),
+        0.0
+    );
     let resident = metric(&text, "process_resident_memory_bytes");
     assert!(resident > 1e6 && resident < 1e8, "{resident}");
 
@@ -515,6 +528,9 @@ fn metrics_count_what_happens() {
     assert_eq!(state["connections"], 4);
     assert_eq!(state["cells"].as_str().unwrap().matches('w').count(), 1, "{state}");
     assert_eq!(state["datagrams"]["received"], 1);
+    assert_eq!((&state["states"]["waiting"], &state["states_exact"]), (&1.into(), &true.into()), "{state}");
+    assert_eq!(state["refusals"]["denied"], 1);
+    assert_eq!(state["listening"][0], server.endpoints[0].as_str());
 
     // While it drains it says that it is not to be sent anybody.
     assert_eq!(get(inside, "/healthz").1, "ok\n");
@@ -522,17 +538,19 @@ fn metrics_count_what_happens() {
     server.wait_for_log("SIGTERM");
     let (head, body) = get(inside, "/healthz");
     assert!(head.starts_with("HTTP/1.1 503 ") && body == "stopping\n", "{head}");
+    assert!(get(inside, "/readyz").0.starts_with("HTTP/1.1 503 "));
+    assert_eq!(get(inside, "/livez").1, "ok\n", "it is alive nevertheless");
     drop((stuck, peers));
     assert_eq!(server.wait().0.code(), Some(0));
 }
 
 #[test]
-fn only_a_get_is_answered_and_connections_are_kept() {
+fn http_is_answered_by_the_rules_and_connections_kept() {
     let mut server = Server::start(&["--http", "127.0.0.1:0"]);
     let inside = server.inside();
     let mut peer = dial(inside);
     for _ in 0..3 {
-        peer.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        peer.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         let mut answer = String::new();
         while !answer.ends_with("ok\n") {
             let mut buffer = [0; 1000];
@@ -544,10 +562,14 @@ fn only_a_get_is_answered_and_connections_are_kept() {
     }
     for (request, status) in [
         ("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "405 "),
-        ("HEAD / HTTP/1.1\r\n\r\n", "405 "),
-        ("GET /secret HTTP/1.1\r\n\r\n", "404 "),
+        ("HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n", "200 "),
+        ("OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", "200 "),
+        ("GET http://localhost/livez HTTP/1.1\r\nHost: localhost\r\n\r\n", "200 "),
+        ("GET / HTTP/1.1\r\n\r\n", "400 "),
+        ("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", "421 "),
+        ("GET /secret HTTP/1.1\r\nHost: localhost\r\n\r\n", "404 "),
         ("\r\n\r\nnonsense\0\r\n", "400 "),
-        (&format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(10_000)), "431 "),
+        (&format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(20_000)), "431 "),
     ] {
         let mut peer = dial(inside);
         peer.write_all(request.as_bytes()).unwrap();
@@ -572,7 +594,7 @@ fn hostile_http_clients_hold_up_neither_the_echo_nor_the_others_for_long() {
         match number % 3 {
             0 => {}
             1 => peer.write_all(b"GET / HTTP/1.1\r\nHost").unwrap(),
-            _ => peer.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap(),
+            _ => peer.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap(),
         }
     }
     let mut peer = server.connect();

@@ -190,6 +190,11 @@ impl<S> Acceptor<S> {
         }))
     }
 
+    /// Whether somebody may be waiting in a backlog.
+    pub fn is_ready(&self) -> bool {
+        self.listeners.iter().flatten().any(|listener| listener.ready)
+    }
+
     /// Lets nobody else into the backlogs; those in them are still accepted, and then listening ends.
     pub fn close_backlogs(&mut self) {
         for listener in self.listeners.iter_mut().flatten().filter(|listener| listener.remaining.is_none()) {

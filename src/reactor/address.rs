@@ -200,6 +200,11 @@ impl Address {
 }
 
 impl Host {
+    /// The name or the number.
+    pub fn name(&self) -> &str {
+        &self.host
+    }
+
     fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         let mut found: Vec<SocketAddr> = Vec::new();
         for address in (self.host.as_str(), self.port).to_socket_addrs()? {

@@ -123,6 +123,11 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         !self.acceptor.is_closed()
     }
 
+    /// Whether further connections may be waiting for which there is no room.
+    pub fn is_crowded(&self) -> bool {
+        self.slots.len() >= self.settings.max_connections && self.acceptor.is_ready()
+    }
+
     /// Adds a connection that has been established: `make` returns its socket, registered under the token it is given,
     /// and its state.
     ///

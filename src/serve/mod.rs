@@ -120,6 +120,7 @@ impl Server {
             _ => None,
         });
         service.datagrams.protocol_mut().gate.set_own_ports(own_ports.collect());
+        service.endpoints.clone_from(&endpoints);
         let mut admin = Admin::new(admin::MAX_CONNECTIONS);
         sockets::bind_admin(&mut admin, &config.http, &poller)?;
         let mut room = limits::room(limit);

@@ -14,6 +14,7 @@ use super::datagrams::DatagramEcho;
 use super::echo::{Echo, SharedPrinter};
 use super::stats::{Stats, Summary};
 use super::tokens::{self, Owner};
+use crate::reactor::address::Endpoint;
 use crate::reactor::{Activity, DatagramSocket, Datagrams, Reactor, Readiness, Settings, Source, Stream, shortest};
 
 /// The sources of a server, as one.
@@ -30,6 +31,8 @@ pub(super) struct Service<S: Stream, D: DatagramSocket> {
     began: Instant,
     /// How long it has slept in the poll.
     pub asleep: Duration,
+    /// Where it listens, or did.
+    pub endpoints: Vec<Endpoint>,
 }
 
 impl<S: Stream, D: DatagramSocket> Service<S, D> {
@@ -50,6 +53,7 @@ impl<S: Stream, D: DatagramSocket> Service<S, D> {
             deadline: None,
             began: now,
             asleep: Duration::ZERO,
+            endpoints: Vec::new(),
         }
     }
 
@@ -83,6 +87,15 @@ impl<S: Stream, D: DatagramSocket> Service<S, D> {
     /// Whether it listens, or did.
     fn has_streams(&self) -> bool {
         self.streams.is_listening() || self.streams.counters().opened > 0 || self.is_stopping()
+    }
+
+    /// Where it listens at present.
+    fn listening(&self) -> Vec<Endpoint> {
+        let is_open = |endpoint: &&Endpoint| match endpoint {
+            Endpoint::Udp(_) => !self.datagrams.is_empty(),
+            _ => self.streams.is_listening() && !self.is_stopping(),
+        };
+        self.endpoints.iter().filter(is_open).cloned().collect()
     }
 
     /// What it has done so far.
@@ -162,6 +175,7 @@ impl<S: Stream, D: DatagramSocket> StatusSource for Service<S, D> {
             up: now.saturating_duration_since(self.began),
             asleep: self.asleep,
             stopping: self.is_stopping(),
+            listening: self.listening(),
         }
     }
 

@@ -75,7 +75,13 @@ pub(super) fn bind_admin(admin: &mut Admin<Socket>, addresses: &[Address], polle
     let options = SocketOptions::default();
     for address in addresses {
         let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
+        if let Address::Tcp(host) = address {
+            admin.add_host(host.name());
+        }
         bind_all(address, &resolved, |endpoint| {
+            if let Endpoint::Tcp(address) = endpoint {
+                admin.add_host(&address.ip().to_canonical().to_string());
+            }
             let bound = listen_on(&mut admin.reactor, endpoint, &options, poller)?;
             admin.endpoints.push(bound);
             Ok(())

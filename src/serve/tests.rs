@@ -444,6 +444,7 @@ impl StatusSource for Nothing {
             up: Duration::ZERO,
             asleep: Duration::ZERO,
             stopping: false,
+            listening: Vec::new(),
         }
     }
 

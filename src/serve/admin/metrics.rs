@@ -1,114 +1,103 @@
-//! The figures as OpenMetrics text, for Prometheus and whatever else scrapes (openmetrics.io, version 1.0).
+//! The figures for Prometheus, under names and with units as its guide has them ("Metric and label naming", prometheus.io).
 
-use std::fmt;
-
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeMetric, NoLabelSet, text};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::{Registry, Unit};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::super::access::Refusal;
-use super::Snapshot;
+use super::exposition::{Exposition, Format};
+use super::state::Census;
+use super::{StatusSource, process};
+use crate::reactor::address::Endpoint;
 use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind, TURN_SIZES};
 
-/// The media type of the text.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// All figures of a server, which was started at `started`.
+pub(super) fn text(now: Instant, started: SystemTime, server: &impl StatusSource, format: Format) -> String {
+    let snapshot = server.snapshot(now);
+    let (summary, mut out) = (&snapshot.summary, Exposition::new(format));
+    let counters = &summary.counters;
+    out.info("echoloop_build", "The version that runs.", &[("version", env!("CARGO_PKG_VERSION"))]);
+    out.gauge("echoloop_up_seconds", "How long it has been running.", snapshot.up.as_secs_f64());
+    out.gauge("echoloop_stopping", "Whether it has been asked to stop.", u8::from(snapshot.stopping));
+    let listening: Vec<_> = snapshot.listening.iter().map(ToString::to_string).collect();
+    let listening = listening.iter().map(|listener| (listener.as_str(), 1));
+    out.gauges("echoloop_listening", "Where it listens at present.", "listener", listening);
 
-/// All figures of a snapshot.
-pub(super) fn text(snapshot: Snapshot) -> String {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(snapshot));
-    let mut out = String::new();
-    // Writing to memory does not fail.
-    let _ = text::encode(&mut out, &registry);
-    out
+    out.gauge("echoloop_connections", "Connections that are open.", counters.live());
+    out.gauge("echoloop_connections_limit", "The most connections at once.", snapshot.max_connections);
+    let states = Census::take(server).states();
+    out.gauges(
+        "echoloop_connections_by_state",
+        "Connections by what they do; beyond 65536, an estimate.",
+        "state",
+        states,
+    );
+    table(&mut out, "echoloop", Counters::TABLE, counters);
+    let closed = CloseReason::ALL.iter().zip(counters.closed).map(|((name, _), count)| (*name, count));
+    out.counters("echoloop_closed", "Connections closed.", "reason", closed);
+    let refused = Refusal::OF_CONNECTIONS.map(|it| (it.name(), summary.refusals.of(it)));
+    out.counters("echoloop_refused", "Connections that were not let in.", "reason", refused);
+    if let Some(messages) = snapshot.messages {
+        out.counter("echoloop_messages", "Messages echoed.", messages);
+    }
+    if let Some(overflows) = process::listen_overflows() {
+        let help = "Connections dropped in a full backlog, of all listeners in this network namespace.";
+        out.counter("echoloop_listen_overflows", help, overflows);
+    }
+
+    let bounds = TURN_SIZES.map(|bound| bound.map_or(f64::INFINITY, |bound| bound as f64));
+    let buckets = bounds.into_iter().zip(counters.turn_sizes);
+    out.histogram("echoloop_events_per_turn", "Readiness events in a turn.", buckets, counters.events);
+    let (asleep, awake) = (snapshot.asleep, snapshot.up.saturating_sub(snapshot.asleep));
+    out.counter("echoloop_asleep_seconds", "Time that the loop slept in the poll.", asleep.as_secs_f64());
+    out.counter("echoloop_awake_seconds", "Time that the loop was at work.", awake.as_secs_f64());
+
+    if let Some((datagrams, refusals)) = &summary.datagrams {
+        table(&mut out, "echoloop_datagrams", DatagramCounters::TABLE, datagrams);
+        let refused = Refusal::OF_DATAGRAMS.map(|it| (it.name(), refusals.of(it)));
+        out.counters("echoloop_datagrams_refused", "Datagrams not answered.", "reason", refused);
+        let ports: Vec<_> = snapshot
+            .listening
+            .iter()
+            .filter_map(|endpoint| match endpoint {
+                Endpoint::Udp(address) => Some((endpoint.to_string(), process::udp_drops(*address)?)),
+                _ => None,
+            })
+            .collect();
+        if !ports.is_empty() {
+            let help = "Datagrams that the kernel dropped because the receive buffer was full.";
+            let drops = ports.iter().map(|(listener, drops)| (listener.as_str(), *drops));
+            out.counters("echoloop_datagrams_kernel_drops", help, "listener", drops);
+        }
+    }
+    process_metrics(&mut out, started);
+    out.finish()
 }
 
-/// One metric after the other.
-struct Writer<'a>(DescriptorEncoder<'a>);
-
-impl Writer<'_> {
-    fn counter(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: impl EncodeCounterValue) -> fmt::Result {
-        let value = ConstCounter::new(value);
-        value.encode(self.0.encode_descriptor(name, help, unit, MetricType::Counter)?)
+/// What all of Prometheus' client libraries tell of a process, under the same names.
+fn process_metrics(out: &mut Exposition, started: SystemTime) {
+    out.counter("process_cpu_seconds", "Total user and system CPU time spent in seconds.", process::cpu_seconds());
+    if let Some((resident, size)) = process::memory() {
+        out.gauge("process_resident_memory_bytes", "Resident memory size in bytes.", resident);
+        out.gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", size);
     }
-
-    fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: f64) -> fmt::Result {
-        let value = ConstGauge::new(value);
-        value.encode(self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?)
+    if let Some(open) = process::open_descriptors() {
+        out.gauge("process_open_fds", "Number of open file descriptors.", open);
     }
-
-    /// All counters of a table.
-    fn table<T>(&mut self, prefix: &str, table: &[Counter<T>], counters: &T) -> fmt::Result {
-        for counter in table {
-            let name = format!("{prefix}_{}", counter.name.trim_end_matches("_bytes"));
-            let unit = counter.is_bytes().then_some(&Unit::Bytes);
-            let value = (counter.get)(counters);
-            match counter.kind {
-                Kind::Total => self.counter(&name, counter.help, unit, value)?,
-                Kind::Gauge => self.gauge(&name, counter.help, unit, value as f64)?,
-            }
-        }
-        Ok(())
+    let most = process::max_descriptors();
+    if most.is_finite() {
+        out.gauge("process_max_fds", "Maximum number of open file descriptors.", most);
     }
-
-    /// One counter for each reason.
-    fn by_reason<'b>(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl IntoIterator<Item = (&'b str, u64)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (reason, value) in values {
-            let labels = [("reason", reason)];
-            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
+    let started = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    out.gauge("process_start_time_seconds", "Start time of the process since unix epoch in seconds.", started);
 }
 
-impl Collector for Snapshot {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut write = Writer(encoder);
-        let summary = &self.summary;
-        let counters = &summary.counters;
-        let mut build = write.0.encode_descriptor("echoloop_build", "The version that runs", None, MetricType::Info)?;
-        build.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
-        write.gauge("echoloop_up", "How long it has been running", Some(&Unit::Seconds), self.up.as_secs_f64())?;
-
-        write.gauge("echoloop_connections", "Connections there are", None, counters.live() as f64)?;
-        write.gauge("echoloop_connections_limit", "The most at once", None, self.max_connections as f64)?;
-        write.table("echoloop", Counters::TABLE, counters)?;
-        let closed = CloseReason::ALL.iter().zip(counters.closed).map(|((name, _), count)| (*name, count));
-        write.by_reason("echoloop_closed", "Connections closed", closed)?;
-        let refused = Refusal::OF_CONNECTIONS.map(|it| (it.name(), summary.refusals.of(it)));
-        write.by_reason("echoloop_refused", "Connections not let in", refused)?;
-        if let Some(messages) = self.messages {
-            write.counter("echoloop_messages", "Messages echoed", None, messages)?;
+/// All counters of a table.
+fn table<T>(out: &mut Exposition, prefix: &str, table: &[Counter<T>], counters: &T) {
+    for counter in table {
+        let (name, help) = (format!("{prefix}_{}", counter.name), format!("{}.", counter.help.trim_end_matches('.')));
+        let value = (counter.get)(counters);
+        match counter.kind {
+            Kind::Total => out.counter(&name, &help, value),
+            Kind::Gauge => out.gauge(&name, &help, value),
         }
-
-        let bounds = TURN_SIZES.map(|bound| bound.map_or(f64::INFINITY, |bound| bound as f64));
-        let buckets: Vec<_> = bounds.into_iter().zip(counters.turn_sizes).collect();
-        write
-            .0
-            .encode_descriptor("echoloop_events_per_turn", "Readiness events in a turn", None, MetricType::Histogram)?
-            .encode_histogram::<NoLabelSet>(counters.events as f64, counters.turns, &buckets, None)?;
-        let seconds = Some(&Unit::Seconds);
-        let (asleep, awake) = (self.asleep, self.up.saturating_sub(self.asleep));
-        write.counter("echoloop_asleep", "Time in the poll", seconds, asleep.as_secs_f64())?;
-        write.counter("echoloop_awake", "Time at work", seconds, awake.as_secs_f64())?;
-
-        if let Some((datagrams, refusals)) = &summary.datagrams {
-            write.table("echoloop_datagrams", DatagramCounters::TABLE, datagrams)?;
-            let unanswered = Refusal::OF_DATAGRAMS.map(|it| (it.name(), refusals.of(it)));
-            write.by_reason("echoloop_datagrams_refused", "Datagrams not answered", unanswered)?;
-        }
-        if let Some(resident) = super::resident_memory() {
-            write.gauge("process_resident_memory", "Resident memory", Some(&Unit::Bytes), resident as f64)?;
-        }
-        Ok(())
     }
 }

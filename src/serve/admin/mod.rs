@@ -5,14 +5,17 @@
 //! nobody does. The price is that an answer is made on the loop; so answers are small and bounded, whoever asks is
 //! bounded in number, bytes and time, and none of it depends on how many connections there are.
 //!
-//! `http` is the protocol, `metrics` and `state` are what is told. None of them knows the server; they see it through
-//! [`StatusSource`].
+//! `http` and `request` are the protocol, `metrics` and `state` are what is told, with what the system says of the process
+//! (`process`). None of them knows the server; they see it through [`StatusSource`].
 
+mod exposition;
 mod http;
 mod metrics;
+mod process;
+mod request;
 mod state;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::debug;
 
@@ -20,7 +23,9 @@ use super::stats::Summary;
 use super::tokens;
 use crate::reactor::address::Endpoint;
 use crate::reactor::{Activity, Reactor, Readiness, Settings, Source, Stream};
-use http::{Answer, Http, Request};
+use exposition::Format;
+use http::{Answer, Http};
+use request::Request;
 
 /// Connections at once. Further ones wait in the backlog.
 pub(super) const MAX_CONNECTIONS: usize = 64;
@@ -38,6 +43,8 @@ pub(super) struct Snapshot {
     pub asleep: Duration,
     /// It has been asked to stop.
     pub stopping: bool,
+    /// Where it listens at present.
+    pub listening: Vec<Endpoint>,
 }
 
 /// A server that can be looked at.
@@ -52,19 +59,13 @@ pub(super) trait StatusSource {
     fn activity(&self, slot: usize, recent: Duration) -> Option<Activity>;
 }
 
-/// The resident memory of this process in bytes, where the system tells (proc(5)).
-fn resident_memory() -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    return Some(procfs::process::Process::myself().ok()?.statm().ok()?.resident * procfs::page_size());
-    #[cfg(not(target_os = "linux"))]
-    None
-}
-
 /// The listeners and connections of those who look.
 pub(super) struct Admin<S: Stream> {
     pub reactor: Reactor<S, Http>,
     /// Where it listens, with the real ports.
     pub endpoints: Vec<Endpoint>,
+    /// When the process was started, as the calendar has it.
+    started: SystemTime,
 }
 
 impl<S: Stream> Admin<S> {
@@ -73,13 +74,18 @@ impl<S: Stream> Admin<S> {
         let settings = Settings {
             first_token: tokens::ADMIN,
             // A request is short, and one is answered at a time.
-            read_size: http::LONGEST,
-            max_read_size: http::LONGEST,
-            read_budget: http::LONGEST,
+            read_size: request::LONGEST,
+            max_read_size: request::LONGEST,
+            read_budget: request::LONGEST,
             max_connections,
             ..Settings::default()
         };
-        Admin { reactor: Reactor::new(Http::default(), settings), endpoints: Vec::new() }
+        Admin { reactor: Reactor::new(Http::default(), settings), endpoints: Vec::new(), started: SystemTime::now() }
+    }
+
+    /// Over loopback it answers for this host too, beside the numbers at which it listens.
+    pub fn add_host(&mut self, host: &str) {
+        self.reactor.protocol_mut().hosts.push(host.to_owned());
     }
 
     /// Where it listens, with the real ports.
@@ -89,11 +95,13 @@ impl<S: Stream> Admin<S> {
 
     /// Answers those who have asked for something.
     pub fn answer(&mut self, now: Instant, server: &impl StatusSource) {
-        for (token, request) in self.reactor.protocol_mut().take_requests() {
+        for (token, mut request) in self.reactor.protocol_mut().take_requests() {
             debug!("inside: {request:?}");
-            let answer = answer(&request, now, server);
-            self.reactor.with(token, |http, transport, state| http.answer(transport, state, &request, &answer));
+            let answer = answer(&request, now, self.started, server);
+            self.reactor.with(token, |http, transport, state| http.answer(transport, state, &mut request, &answer));
         }
+        let crowded = self.reactor.is_crowded();
+        self.reactor.protocol_mut().crowded = crowded;
     }
 }
 
@@ -114,17 +122,25 @@ impl<S: Stream> Source for Admin<S> {
 const PAGE: &str = include_str!("page.html");
 
 /// What is answered to a request.
-fn answer(request: &Request, now: Instant, server: &impl StatusSource) -> Answer {
-    let path = match request {
-        Request::Get { path, .. } => path.split('?').next().unwrap_or_default(),
+fn answer(request: &Request, now: Instant, started: SystemTime, server: &impl StatusSource) -> Answer {
+    let (path, open_metrics) = match request {
+        Request::Get { path, open_metrics, .. } => (path.split('?').next().unwrap_or_default(), *open_metrics),
+        Request::Options { .. } => return Answer::text("200 OK", String::new()),
         Request::Bad { status } => return Answer::text(status, format!("{status}\n")),
     };
     match path {
         "/" => Answer::new("200 OK", "text/html; charset=utf-8", PAGE.to_owned()),
-        "/metrics" => Answer::new("200 OK", metrics::CONTENT_TYPE, metrics::text(server.snapshot(now))),
+        "/metrics" => {
+            let format = if open_metrics { Format::OpenMetrics } else { Format::Text };
+            Answer::new("200 OK", format.content_type(), metrics::text(now, started, server, format))
+        }
         "/state" => Answer::new("200 OK", "application/json", state::json(now, server)),
-        "/healthz" if server.snapshot(now).stopping => Answer::text("503 Service Unavailable", "stopping\n".to_owned()),
-        "/healthz" => Answer::text("200 OK", "ok\n".to_owned()),
-        _ => Answer::text("404 Not Found", "there are /, /metrics, /healthz and /state\n".to_owned()),
+        // The loop that answers is alive.
+        "/livez" => Answer::text("200 OK", "ok\n".to_owned()),
+        "/readyz" | "/healthz" if server.snapshot(now).stopping => {
+            Answer::text("503 Service Unavailable", "stopping\n".to_owned())
+        }
+        "/readyz" | "/healthz" => Answer::text("200 OK", "ok\n".to_owned()),
+        _ => Answer::text("404 Not Found", "there are /, /metrics, /livez, /readyz, /healthz and /state\n".to_owned()),
     }
 }
