@@ -193,6 +193,30 @@ impl Tab {
         result["result"]["value"].clone()
     }
 
+    /// Writes pictures of the page, on a desk, a tablet and a phone, by day and by night, for people to look at:
+    /// target/pages/NAME-WIDTH-SCHEME.png.
+    fn shoot(&mut self, name: &str) {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../pages");
+        fs::create_dir_all(&directory).unwrap();
+        for scheme in ["light", "dark"] {
+            let feature = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+            self.call("Emulation.setEmulatedMedia", feature);
+            for width in [1280, 768, 390] {
+                let metrics = json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500 });
+                self.call("Emulation.setDeviceMetricsOverride", metrics);
+                self.wait_for(&format!("innerWidth === {width} && document.documentElement.scrollWidth <= {width}"));
+                let picture = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true }));
+                let picture = base64::Engine::decode(
+                    &base64::engine::general_purpose::STANDARD,
+                    picture["data"].as_str().unwrap(),
+                );
+                fs::write(directory.join(format!("{name}-{width}-{scheme}.png")), picture.unwrap()).unwrap();
+            }
+        }
+        self.call("Emulation.clearDeviceMetricsOverride", json!({}));
+        self.call("Emulation.setEmulatedMedia", json!({ "features": [] }));
+    }
+
     /// Waits until an expression is true in the page.
     #[track_caller]
     fn wait_for(&mut self, expression: &str) {
@@ -210,19 +234,24 @@ impl Drop for Tab {
 #[test]
 #[ignore = "needs Chromium"]
 fn the_live_page_shows_what_happens_in_the_loop() {
-    let mut server = Server::start(&["--http", "0", "--send-buffer", "4KiB"]);
+    let flags = ["--http", "0", "--send-buffer", "4KiB", "--deny", "127.0.0.2"];
+    let mut server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0"], &flags);
     let origin = format!("http://{}/", server.inside());
     let mut tab = Tab::open(&origin);
     let text = |id: &str, is: &str| format!("document.getElementById('{id}').textContent === '{is}'");
     let cells =
         |letter: &str, count: usize| format!("document.querySelectorAll('#cells i.{letter}').length === {count}");
     tab.wait_for(&text("connections", "0"));
+    tab.wait_for("document.getElementById('none').getClientRects().length === 1");
+    tab.wait_for(&format!("document.getElementById('listening').textContent === '{}'", server.endpoints.join(", ")));
+    tab.shoot("empty");
 
     // Connections come, light up when they move, and become idle.
     let mut peers = server.connect_many(20);
     tab.wait_for(&text("connections", "20"));
     tab.wait_for(&cells("i", 20));
     tab.wait_for(&text("i", "20"));
+    tab.wait_for("document.getElementById('none').getClientRects().length === 0");
     let mut writer = peers[3].try_clone().unwrap();
     let busy = std::thread::spawn(move || {
         let began = std::time::Instant::now();
@@ -250,6 +279,21 @@ fn the_live_page_shows_what_happens_in_the_loop() {
     tab.wait_for(&text("w", "1"));
     tab.wait_for("/ [KM]iB$/.test(document.getElementById('waiting-bytes').textContent)");
     tab.wait_for("samples.some(sample => sample.partial > 0)");
+    // What is refused has a reason, and datagrams are seen.
+    let row = |table: &str, name: &str, count: &str| {
+        format!(
+            "[...document.querySelectorAll('#{table} tr')].some(row => row.innerText.trim().split(/\\s{{2,}}|\\t/).join('=') === '{name}={count}')"
+        )
+    };
+    let denied = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    denied.bind(&std::net::SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
+    denied.connect(&server.addr().into()).unwrap();
+    tab.wait_for(&row("refusals", "denied", "1"));
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    port.send_to(b"datagram", server.addrs[1]).unwrap();
+    tab.wait_for("samples.some(sample => sample.came > 0)");
+    tab.wait_for("document.querySelector('section.udp').getClientRects().length === 1");
+    tab.shoot("busy");
     stuck.set_nonblocking(false).unwrap();
     common::receive(&mut stuck, &bytes[..sent]);
     tab.wait_for(&cells("w", 0));
@@ -262,7 +306,7 @@ fn the_live_page_shows_what_happens_in_the_loop() {
         "[...document.querySelectorAll('svg')].map(svg => [svg.clientWidth, svg.parentNode.clientWidth, Math.max(
             ...[...svg.querySelectorAll('polyline')].map(line => line.getBBox().height))])",
     );
-    assert_eq!(charts.as_array().unwrap().len(), 3);
+    assert_eq!(charts.as_array().unwrap().len(), 5);
     for chart in charts.as_array().unwrap() {
         let [width, room, height] = [0, 1, 2].map(|at| chart[at].as_f64().unwrap());
         assert!(width > 0.8 * room && height > 20.0, "{charts}");
@@ -284,5 +328,8 @@ fn the_live_page_shows_what_happens_in_the_loop() {
     // The server goes, and the page says so.
     server.stop();
     tab.wait_for(&text("trouble", "the server does not answer"));
+    tab.wait_for("Number(getComputedStyle(document.querySelector('main')).opacity) < 0.5");
+    tab.wait_for("document.getElementById('since').textContent !== ''");
+    tab.shoot("gone");
     assert_eq!(tab.exceptions, Vec::<Value>::new());
 }
