@@ -93,6 +93,8 @@ impl Server {
     }
 
     fn bind_within(limit: Option<u64>, config: &Config) -> anyhow::Result<Self> {
+        // First of all, for every descriptor that is opened before could be taken for one that was handed over.
+        let inherited = supervisor::inherited()?;
         let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;
         let signals = StopSignals::new(poller.registry())?;
         check_backlog(config.sockets.backlog);
@@ -105,7 +107,7 @@ impl Server {
             datagrams: &mut service.datagrams,
             endpoints: Vec::new(),
         };
-        for socket in supervisor::inherited()? {
+        for socket in inherited {
             binder.inherit(socket).context("cannot use LISTEN_FDS")?;
         }
         for address in &config.addresses {
