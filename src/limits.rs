@@ -4,7 +4,7 @@ use indicatif::HumanCount;
 use log::warn;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-/// Descriptors left free for what is opened now and then, as by the resolver or the log.
+/// Descriptors left free for what is opened now and then, as by the resolver or who looks at memory.
 const SPARE: usize = 8;
 
 /// What POSIX systems grant at least by default, for where nothing can be found out.
@@ -40,12 +40,12 @@ pub fn raise_open_files() -> Option<u64> {
     (limit != nix::libc::RLIM_INFINITY).then_some(limit)
 }
 
-/// How many more descriptors may be opened, given the limit on open files, with a few left to spare if there are enough;
-/// 0 if none may.
+/// How many more descriptors may be used for connections, given the limit on open files: a few are left to spare, half of
+/// them where there are few. 0 if there is none.
 pub fn room(limit: Option<u64>) -> usize {
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     let left = limit.saturating_sub(open_files());
-    left.saturating_sub(SPARE).max(left.min(1))
+    left - SPARE.min(left / 2)
 }
 
 /// The number of descriptors that are open now.

@@ -459,7 +459,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         self.counters.closed[reason.index()] += 1;
         self.counters.waiting_bytes -= slot.connection.waiting() as u64;
         let token = Token(self.settings.first_token + key);
-        debug!("token {}: closed: {reason}", token.0);
+        trace!("token {}: closed: {reason}", token.0);
         // Part of an answer must not look like the whole.
         let in_order = matches!(reason, CloseReason::Finished | CloseReason::Idle);
         if !in_order && slot.connection.would_lose_bytes() {

@@ -12,8 +12,9 @@ use crate::values;
 /// What a server is to do.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Signals: SIGINT and SIGTERM stop accepting, send what is owed, close, log a summary and exit 0; a second one ends at \
-once (exit 130 or 143).
+Signals: SIGINT, SIGTERM and SIGHUP stop accepting, send what is owed, close, log a summary and exit 0, all within \
+--drain-timeout; a second one, or one before it listens, ends at once (exit 130, 143 or 129). SIGINT and SIGHUP stay \
+ignored if they were (nohup).
 
 A message, for --terminator, --message-limit and --print, ends at LF or CRLF, or where the socket runs dry: so a word \
 sent without a newline is a message too. Without these bytes are not looked at.

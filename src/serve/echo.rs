@@ -15,7 +15,7 @@ use std::io::Write;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use log::debug;
+use log::{Level, debug, log_enabled};
 use memchr::memchr;
 use mio::Token;
 
@@ -23,6 +23,7 @@ use super::Config;
 use super::access::{AccessOptions, Gate, Refusal};
 use super::printer::Printer;
 use super::proxy::{self, Header};
+use super::stats::size;
 use crate::escape;
 use crate::reactor::socket::Origin;
 use crate::reactor::{self, CloseReason, Protocol, Stream, Transport};
@@ -89,10 +90,13 @@ impl Echo {
 
     /// What is to be remembered about a new connection.
     fn session(&self, origin: Origin, now: Instant) -> Option<Box<Session>> {
-        let needed = self.rules.is_some() || self.proxied || self.gate.counts();
+        // Who follows the log wants to know, when a connection has ended, whose it was and what became of it.
+        let logged = log_enabled!(Level::Debug);
+        let needed = self.rules.is_some() || self.proxied || self.gate.counts() || logged;
         needed.then(|| {
             let header = self.proxied.then(|| Awaited { due: now + HEADER_TIMEOUT, bytes: Vec::new() });
-            Box::new(Session { header, messages: Messages::new(origin) })
+            let logged = logged.then_some(Logged { opened: now, received: 0, echoed: 0 });
+            Box::new(Session { header, messages: Messages::new(origin), logged })
         })
     }
 
@@ -167,20 +171,23 @@ impl<S: Stream> Protocol<S> for Echo {
             transport.write(bytes);
             return;
         };
+        let received = bytes.len();
         let Ok(bytes) = self.take_header(session, bytes) else {
             transport.abort();
             return;
         };
-        let Some(rules) = &mut self.rules else {
-            transport.write(bytes);
-            return;
+        let after = self.rules.as_mut().map_or(After::GoOn, |rules| session.messages.receive(rules, bytes));
+        let echo = match after {
+            After::GoOn => bytes.len(),
+            After::Close { echo } => echo,
         };
-        match session.messages.receive(rules, bytes) {
-            After::GoOn => transport.write(bytes),
-            After::Close { echo } => {
-                transport.write(&bytes[..echo]);
-                transport.close();
-            }
+        transport.write(&bytes[..echo]);
+        if after != After::GoOn {
+            transport.close();
+        }
+        if let Some(logged) = &mut session.logged {
+            logged.received += received as u64;
+            logged.echoed += echo as u64;
         }
     }
 
@@ -214,8 +221,17 @@ impl<S: Stream> Protocol<S> for Echo {
         transport.abort();
     }
 
-    fn closed(&mut self, _: Token, state: Self::State, _: &CloseReason) {
+    fn closed(&mut self, token: Token, state: Self::State, reason: &CloseReason) {
         let Some(session) = state else { return };
+        if let Some(Logged { opened, received, echoed }) = session.logged {
+            let (peer, after) = (session.messages.peer, opened.elapsed().as_secs_f64());
+            debug!(
+                "token {}: closed: {reason}; {peer}, {after:.3} s, {} received, {} echoed",
+                token.0,
+                size(received),
+                size(echoed)
+            );
+        }
         if session.header.is_some() {
             self.awaiting_header -= 1;
         } else if self.gate.counts() {
@@ -229,6 +245,17 @@ pub struct Session {
     /// The PROXY header that is to come. Until it has, the connection has not been let in.
     header: Option<Awaited>,
     messages: Messages,
+    /// For the log, if it tells of connections.
+    logged: Option<Logged>,
+}
+
+/// What the log tells of a connection when it is closed.
+struct Logged {
+    opened: Instant,
+    /// Bytes that came, a PROXY header among them.
+    received: u64,
+    /// Bytes that were to go back.
+    echoed: u64,
 }
 
 /// A header, as far as it has come.

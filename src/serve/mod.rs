@@ -146,6 +146,8 @@ impl Server {
             warn!("but the limit on open files leaves room for {}: raise it (ulimit -n)", HumanCount(room as u64));
         }
         let supervisor = Supervisor::new();
+        // All that may take long is done. Whoever reads where it listens may take it for serving.
+        signals.watch(true);
         Ok(Server { poller, signals, supervisor, endpoints, service, printer, finish_by: None })
     }
 
@@ -182,7 +184,6 @@ impl Server {
     ///
     /// If the poll fails, which it does not in a process that leaves the server's descriptors alone.
     pub fn run(&mut self) -> io::Result<Ending> {
-        self.signals.watch(true);
         let endpoints: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
         self.supervisor.ready(&format!("serving on {}", endpoints.join(", ")), Instant::now());
         while !self.service.is_done() {

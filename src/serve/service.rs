@@ -12,7 +12,7 @@ use super::admin::{Admin, Snapshot, StatusSource};
 use super::config::Config;
 use super::datagrams::DatagramEcho;
 use super::echo::{Echo, SharedPrinter};
-use super::stats::{Stats, Summary};
+use super::stats::{RefusalLog, Stats, Summary};
 use super::tokens::{self, Owner};
 use crate::reactor::address::Endpoint;
 use crate::reactor::{Activity, DatagramSocket, Datagrams, Reactor, Readiness, Settings, Source, Stream, shortest};
@@ -24,6 +24,8 @@ pub(super) struct Service<S: Stream, D: DatagramSocket> {
     pub admin: Option<Admin<S>>,
     printer: Option<SharedPrinter>,
     stats: Option<Stats>,
+    /// Of connections, and of datagrams.
+    refusals: (RefusalLog, RefusalLog),
     accept_limit: Option<u64>,
     drain_timeout: Duration,
     /// When what is left is aborted. Set once stopping has begun.
@@ -48,6 +50,7 @@ impl<S: Stream, D: DatagramSocket> Service<S, D> {
             admin: None,
             printer,
             stats: config.stats_interval.map(Stats::new),
+            refusals: Default::default(),
             accept_limit: config.accept_limit(),
             drain_timeout: config.drain_timeout,
             deadline: None,
@@ -143,6 +146,8 @@ impl<S: Stream, D: DatagramSocket> Source for Service<S, D> {
             admin.answer(now, self);
             self.admin = Some(admin);
         }
+        self.refusals.0.turn("connections refused", &self.streams.protocol().gate.refusals, now);
+        self.refusals.1.turn("datagrams not answered", &self.datagrams.protocol().gate.refusals, now);
         if self.stats.as_ref().is_some_and(|stats| now >= stats.due()) {
             let summary = self.summary();
             self.stats.iter_mut().for_each(|stats| stats.log(now, summary));
@@ -161,6 +166,8 @@ impl<S: Stream, D: DatagramSocket> Source for Service<S, D> {
             self.datagrams.sleep(now),
             self.admin.as_ref().and_then(|admin| admin.sleep(now)),
             self.stats.as_ref().map(|stats| until(stats.due())),
+            self.refusals.0.sleep(self.streams.protocol().gate.refusals.total(), now),
+            self.refusals.1.sleep(self.datagrams.protocol().gate.refusals.total(), now),
             self.deadline.filter(|_| !self.is_done()).map(until),
         ])
     }

@@ -50,6 +50,33 @@ fn totals<T>(table: &[Counter<T>], counters: &T) -> String {
     told.join(", ")
 }
 
+/// Refusals are told no more often than this.
+const REFUSALS_EVERY: Duration = Duration::from_secs(10);
+
+/// Says that some were refused: the first at once, and then so rarely that a flood of them is none of lines.
+#[derive(Default)]
+pub(super) struct RefusalLog {
+    told: u64,
+    last: Option<Instant>,
+}
+
+impl RefusalLog {
+    /// How long until the next line, given how many were refused so far; `None`: as long as no more are.
+    pub fn sleep(&self, total: u64, now: Instant) -> Option<Duration> {
+        let due = self.last.map_or(now, |last| last + REFUSALS_EVERY);
+        (total > self.told).then(|| due.saturating_duration_since(now))
+    }
+
+    /// Says so, if it is time to; `what` is that they were.
+    pub fn turn(&mut self, what: &str, refusals: &Refusals, now: Instant) {
+        let total = refusals.total();
+        if self.sleep(total, now) == Some(Duration::ZERO) {
+            info!("{what}: {} (in all: {refusals}); -v tells of each", HumanCount(total - self.told));
+            (self.told, self.last) = (total, Some(now));
+        }
+    }
+}
+
 /// The line that is logged at intervals.
 pub(super) struct Stats {
     every: Duration,
@@ -117,6 +144,6 @@ fn amount<T>(counter: &Counter<T>, value: u64) -> String {
     if counter.is_bytes() { size(value).to_string() } else { HumanCount(value).to_string() }
 }
 
-fn size(bytes: u64) -> impl std::fmt::Display {
+pub(super) fn size(bytes: u64) -> impl std::fmt::Display {
     ByteSize(bytes).display().iec()
 }
