@@ -40,15 +40,26 @@
 //! | a signal must end the program whatever it is doing | [`signals`] |
 //! | registering costs a system call | [`reactor::Poller::interest`]: once, for life |
 
+#[cfg(feature = "cli")]
 pub mod bench;
+#[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "cli")]
 pub mod connect;
+#[cfg(feature = "cli")]
 pub mod escape;
+#[cfg(feature = "cli")]
 pub mod limits;
+#[cfg(feature = "cli")]
 pub mod logging;
+#[cfg(feature = "cli")]
 pub mod outlet;
 pub mod reactor;
+#[cfg(feature = "cli")]
 pub mod serve;
+#[cfg(feature = "cli")]
 pub mod signals;
+#[cfg(feature = "cli")]
 pub mod stdio;
+#[cfg(feature = "cli")]
 pub mod values;

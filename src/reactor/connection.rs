@@ -126,10 +126,12 @@ impl Stream for mio::net::UnixStream {
 pub(super) enum Input {
     /// Bytes are received for the protocol.
     Open,
-    /// Bytes are received and thrown away, until the peer closes its side.
+    /// We have closed: bytes are received and discarded, until the peer closes its side.
     Discarded,
     /// The peer has closed its side, and everything before that has been received.
     Ended,
+    /// The peer has closed its side after we had.
+    EndedAfterClose,
 }
 
 /// The sending direction.
@@ -174,8 +176,8 @@ pub(super) struct Connection<S> {
     /// the end of the stream is still to be read and no further edge will announce it (tokio PR 4840), or that urgent
     /// data has come, in front of which a read ends (tcp(7)). A read that says WouldBlock clears it.
     short_read_is_inconclusive: bool,
-    /// [`close`](Connection::close) was called, so what the peer may still take has a deadline.
-    closing: bool,
+    /// The protocol wants to be called in the next turn, though nothing waits.
+    call_again: bool,
     /// Its key is in the ready queue.
     pub queued: bool,
     /// How often the size of its reads has been doubled.
@@ -194,7 +196,7 @@ impl<S: Stream> Connection<S> {
             readable: false,
             writable: !connecting,
             short_read_is_inconclusive: false,
-            closing: false,
+            call_again: false,
             queued: false,
             growth: 0,
         }
@@ -227,7 +229,7 @@ impl<S: Stream> Connection<S> {
         if self.is_connecting() {
             return self.writable; // READABLE says nothing about how the opening went
         }
-        self.may_receive(full_duplex) || self.may_flush()
+        self.may_receive(full_duplex) || self.may_flush() || self.may_call_again()
     }
 
     /// Whether to read: not while bytes wait to be sent, for a peer that sends and does not read would make them
@@ -238,8 +240,22 @@ impl<S: Stream> Connection<S> {
             && match self.input {
                 Input::Open => full_duplex || self.outbound.is_empty(),
                 Input::Discarded => true,
-                Input::Ended => false,
+                Input::Ended | Input::EndedAfterClose => false,
             }
+    }
+
+    fn may_call_again(&self) -> bool {
+        self.call_again && self.is_open() && self.outbound.is_empty()
+    }
+
+    /// Has the protocol called in the next turn, though nothing waits.
+    pub fn call_again(&mut self) {
+        self.call_again = true;
+    }
+
+    /// Whether the protocol is to be called though nothing waits; that is over with this.
+    pub fn take_call_again(&mut self) -> bool {
+        self.may_call_again() && std::mem::take(&mut self.call_again)
     }
 
     fn may_flush(&self) -> bool {
@@ -282,7 +298,8 @@ impl<S: Stream> Connection<S> {
         loop {
             return match self.socket.read(into) {
                 Ok(0) => {
-                    self.input = Input::Ended;
+                    let closed = self.input == Input::Discarded;
+                    self.input = if closed { Input::EndedAfterClose } else { Input::Ended };
                     self.readable = false;
                     Ok(Received::End)
                 }
@@ -338,7 +355,7 @@ impl<S: Stream> Connection<S> {
         }
         let taken = self.outbound.drain_into(&mut self.socket)?;
         self.writable = self.outbound.is_empty();
-        if taken > 0 && !self.closing {
+        if taken > 0 && !self.is_closed() {
             self.moved_at = now;
         }
         Ok(taken)
@@ -357,7 +374,6 @@ impl<S: Stream> Connection<S> {
         self.shutdown_write();
         if self.input == Input::Open {
             self.input = Input::Discarded;
-            self.closing = true;
             self.moved_at = now;
         }
     }
@@ -372,10 +388,20 @@ impl<S: Stream> Connection<S> {
         matches!(self.output, Output::Finishing | Output::Shut)
     }
 
+    /// Whether [`close`](Connection::close) was called before the peer had ended its side, so what it may still take has a
+    /// deadline.
+    fn is_closed(&self) -> bool {
+        matches!(self.input, Input::Discarded | Input::EndedAfterClose)
+    }
+
+    fn is_ended(&self) -> bool {
+        matches!(self.input, Input::Ended | Input::EndedAfterClose)
+    }
+
     /// When a connection that has been closed is dropped, whatever the peer does until then.
     pub fn closing_due(&self) -> Option<Millis> {
         let timeout = if self.output == Output::Shut { LINGER_TIMEOUT } else { CLOSE_TIMEOUT };
-        self.closing.then(|| self.moved_at + timeout.as_millis() as Millis)
+        self.is_closed().then(|| self.moved_at + timeout.as_millis() as Millis)
     }
 
     /// Whether dropping the socket now would lose bytes that the peer is to have.
@@ -391,14 +417,14 @@ impl<S: Stream> Connection<S> {
     /// peer's bytes are read and discarded until its end is seen: the lingering close that nginx does too.
     pub fn settle(&mut self, now: Millis) -> io::Result<bool> {
         if self.output == Output::Finishing && self.outbound.is_empty() {
-            if self.input != Input::Ended {
+            if !self.is_ended() {
                 self.socket.shutdown_write()?;
             }
             self.output = Output::Shut;
-            if self.closing {
+            if self.is_closed() {
                 self.moved_at = now;
             }
         }
-        Ok(self.output == Output::Shut && self.input == Input::Ended)
+        Ok(self.output == Output::Shut && self.is_ended())
     }
 }

@@ -42,7 +42,8 @@ pub trait Protocol<S: Stream>: Sized {
     /// Everything that had arrived has been received.
     fn read_drained(&mut self, _transport: &mut Transport<'_, S>, _state: &mut Self::State) {}
 
-    /// Everything that waited to be sent has been taken by the socket.
+    /// Everything that waited to be sent has been taken by the socket; or the protocol had asked to be
+    /// [called again](Transport::call_again).
     fn flushed(&mut self, _transport: &mut Transport<'_, S>, _state: &mut Self::State) {}
 
     /// The peer has closed its side; everything it sent has been received, or discarded after

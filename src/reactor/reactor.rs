@@ -534,7 +534,7 @@ fn drive<S: Stream, P: Protocol<S>>(
         protocol.opened(transport, state);
         transport.check()?;
     }
-    if transport.flush()? {
+    if transport.flush()? || transport.connection.take_call_again() {
         protocol.flushed(transport, state);
         transport.check()?;
     }

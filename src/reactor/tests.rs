@@ -499,6 +499,26 @@ fn a_deadline_of_the_protocol_ends_who_does_not_keep_it() {
 }
 
 #[test]
+fn a_protocol_that_has_more_is_called_in_the_next_turn() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    world.reactor.with(token, |_, transport, _| transport.call_again());
+    assert_eq!(world.reactor.sleep(world.now), Some(Duration::ZERO));
+    world.turn(&[]);
+    assert_eq!((world.seen(), kernel.calls()), (vec!["opened".to_owned(), "flushed".to_owned()], (0, 0)));
+    assert_eq!(world.reactor.sleep(world.now), None, "once");
+    // While something waits it is called when that has left, and no sooner.
+    kernel.writes(&[WouldBlock]);
+    world.reactor.with(token, |_, transport, _| {
+        transport.write(b"waits");
+        transport.call_again();
+    });
+    assert_eq!(world.reactor.sleep(world.now), None);
+    world.turn(&[writable(token)]);
+    assert!(world.seen().contains(&"flushed".to_owned()));
+}
+
+#[test]
 fn a_listener_that_always_fails_does_not_hold_others_up() {
     for error in [Errno::CONNABORTED, Errno::INVAL, Errno::PERM] {
         let mut world = World::new();

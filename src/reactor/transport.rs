@@ -87,6 +87,12 @@ impl<'a, S: Stream> Transport<'a, S> {
         self.end.get_or_insert(CloseReason::Aborted);
     }
 
+    /// Has [`flushed`](super::Protocol::flushed) called in the next turn, though nothing waits: for a protocol that has
+    /// more to write than its share of a turn, to a peer that takes it all.
+    pub fn call_again(&mut self) {
+        self.connection.call_again();
+    }
+
     /// The number of bytes that were written and wait for the socket to take them.
     pub fn waiting(&self) -> usize {
         self.connection.waiting()

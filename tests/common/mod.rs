@@ -182,9 +182,7 @@ impl Server {
 
     /// Bytes of memory that it has resident.
     pub fn resident(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+        resident(self.pid())
     }
 
     /// Processor time that it has used.
@@ -204,6 +202,13 @@ impl Drop for Server {
             eprintln!("the server's log:\n{}", &log[from..]);
         }
     }
+}
+
+/// Bytes of memory that a process has resident.
+pub fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
 }
 
 /// Waits until `condition` holds.
@@ -279,17 +284,10 @@ pub fn receive_rest(peer: &mut TcpStream) -> Vec<u8> {
     rest
 }
 
-/// Bytes in which a lost, repeated or swapped piece shows, different for each seed (xorshift, G. Marsaglia 2003).
+/// Bytes in which a lost, repeated or swapped piece shows, different for each seed.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
+    let mut bytes = vec![0; length];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
     bytes
 }
 
