@@ -19,11 +19,13 @@ const OPEN_MAX: rlim_t = 10_240;
 /// (getrlimit(2), `RLIMIT_NOFILE`). If that is forbidden, as in a sandbox, a warning says so, and the limit is what it
 /// was.
 pub fn raise_open_files() -> Option<u64> {
+    #[allow(clippy::unnecessary_cast, reason = "rlim_t is signed on FreeBSD")]
+    let number = |limit: rlim_t| limit as u64;
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,
         Err(error) => {
-            warn!("cannot find out the limit on open files ({error}): it is taken to be {}", HumanCount(USUAL));
-            return Some(USUAL);
+            warn!("cannot find out the limit on open files ({error}): it is taken to be {}", HumanCount(number(USUAL)));
+            return Some(number(USUAL));
         }
     };
     #[cfg(target_vendor = "apple")]
@@ -34,10 +36,10 @@ pub fn raise_open_files() -> Option<u64> {
     if soft != wanted {
         match setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) {
             Ok(()) => limit = wanted,
-            Err(error) => warn!("cannot raise the limit on open files from {} ({error})", HumanCount(soft)),
+            Err(error) => warn!("cannot raise the limit on open files from {} ({error})", HumanCount(number(soft))),
         }
     }
-    (limit != nix::libc::RLIM_INFINITY).then_some(limit)
+    (limit != nix::libc::RLIM_INFINITY).then(|| number(limit))
 }
 
 /// How many more descriptors may be used for connections, given the limit on open files: a few are left to spare, half of
