@@ -49,6 +49,8 @@ pub mod connect;
 #[cfg(feature = "cli")]
 pub mod escape;
 #[cfg(feature = "cli")]
+pub mod hex;
+#[cfg(feature = "cli")]
 pub mod limits;
 #[cfg(feature = "cli")]
 pub mod logging;

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     logging::init(cli.verbosity(), cli.log_format());
     let outcome = match cli.command {
         Command::Serve(config) => serve(&config),
-        Command::Connect(flags) => connect::run(&flags.into()).map(|()| ExitCode::SUCCESS),
+        Command::Connect(flags) => connect(&flags),
         Command::Bench(flags) => bench(*flags),
         Command::Report(flags) => report(&flags),
         Command::Completions { shell } => cli::print_completions(shell).map(|()| ExitCode::SUCCESS).map_err(Into::into),
@@ -48,6 +48,13 @@ fn serve(config: &echoloop::serve::Config) -> anyhow::Result<ExitCode> {
     Ok(match ending {
         Ending::Stopped => ExitCode::SUCCESS,
         Ending::Killed(signal) => ExitCode::from(128 + u8::try_from(signal)?),
+    })
+}
+
+fn connect(config: &connect::Config) -> anyhow::Result<ExitCode> {
+    Ok(match connect::run(config)? {
+        connect::Ending::Finished => ExitCode::SUCCESS,
+        connect::Ending::Signal(signal) => ExitCode::from(128 + u8::try_from(signal)?),
     })
 }
 

@@ -134,6 +134,14 @@ pub(crate) fn word(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A text to look for.
+pub(crate) fn expectation(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("an empty text is everywhere".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,10 +3,14 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
-use std::process::{Command, Output, Stdio};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use common::*;
 
@@ -131,21 +135,294 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 /// Runs echoloop with `input`, and fails if it does not end.
 #[track_caller]
 fn ends(args: &[&str], input: &[u8]) -> Output {
-    let mut command = Command::new(ECHOLOOP);
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = start(args);
     let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
     let writer = thread::spawn(move || _ = stdin.write_all(&input)); // it may have left before
-    let began = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if began.elapsed() > PATIENCE {
-            child.kill().unwrap();
-            panic!("echoloop {args:?} does not end");
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
+    await_end(&mut child);
     writer.join().unwrap();
     child.wait_with_output().unwrap()
+}
+
+fn start(args: &[&str]) -> Child {
+    let mut command = Command::new(ECHOLOOP);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Waits until `child` has ended, and returns its exit code.
+#[track_caller]
+fn await_end(child: &mut Child) -> Option<i32> {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        if began.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("it does not end");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A TCP server, and one on a Unix socket, that do `act` with every connection, and then close it.
+fn peers(act: fn(&mut dyn Peer)) -> (Vec<String>, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let (tcp, unix) = (TcpListener::bind("127.0.0.1:0").unwrap(), UnixListener::bind(&path).unwrap());
+    let addresses = vec![tcp.local_addr().unwrap().to_string(), format!("unix:{}", path.display())];
+    // They end with the test.
+    thread::spawn(move || tcp.incoming().flatten().for_each(|mut peer| act(&mut peer)));
+    thread::spawn(move || unix.incoming().flatten().for_each(|mut peer| act(&mut peer)));
+    (addresses, directory)
+}
+
+trait Peer: Read + Write {}
+impl<T: Read + Write> Peer for T {}
+
+/// What is not echoed is an error, at each of `count` times.
+#[track_caller]
+fn loses(act: fn(&mut dyn Peer), output: &str, count: usize) {
+    let (addresses, _directory) = peers(act);
+    for address in &addresses {
+        for flags in [
+            &["connect", address][..],
+            &["connect", "--no-newline", address],
+            &["connect", "--terminator", "x", address],
+        ] {
+            for _ in 0..count {
+                let outcome = ends(flags, b"hello\nworld\n");
+                let errors = String::from_utf8_lossy(&outcome.stderr);
+                assert_eq!(outcome.status.code(), Some(1), "{flags:?}: {errors}");
+                assert_eq!(errors.lines().count(), 1, "{flags:?}: {errors}");
+                // After what may be an echo, --no-newline ends the line.
+                assert_eq!(String::from_utf8_lossy(&outcome.stdout).trim_end(), output, "{flags:?}: {errors}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_closes_at_once_loses_input() {
+    loses(|_| (), "", 10);
+}
+
+#[test]
+fn a_peer_that_speaks_and_closes_loses_input() {
+    // Longer than what is sent, so that counting bytes is not enough.
+    loses(|peer| _ = peer.write_all(b"you may not come in here\n"), "you may not come in here", 10);
+}
+
+#[test]
+fn a_peer_that_echoes_one_line_loses_the_other() {
+    fn echo_one(peer: &mut dyn Peer) {
+        let mut word = [0; 6];
+        let _ = peer.read_exact(&mut word[..5]);
+        let _ = peer.write_all(b"hello");
+    }
+    let (addresses, _directory) = peers(echo_one);
+    for address in &addresses {
+        let outcome = ends(&["connect", address], b"hello\nworld\n");
+        assert_eq!(String::from_utf8_lossy(&outcome.stdout), "hello");
+        assert_eq!(outcome.status.code(), Some(1));
+    }
+}
+
+#[test]
+fn servers_that_refuse_or_stop_lose_input() {
+    for flags in [&["--deny", "127.0.0.1"][..], &["--message-limit", "1"], &["--terminator", "hello"]] {
+        let server = Server::start(flags);
+        for _ in 0..10 {
+            fails(&server.addr().to_string(), b"hello\nworld\n", &["bytes not echoed"]);
+        }
+    }
+}
+
+#[test]
+fn an_open_input_does_not_outlive_the_connection() {
+    let (addresses, _directory) = peers(|_| ());
+    let mut child = start(&["connect", &addresses[0]]);
+    let open = child.stdin.take();
+    assert_eq!(await_end(&mut child), Some(0), "there was no input, and the connection ended well");
+    drop(open);
+}
+
+#[test]
+fn signals_end_it_after_printing() {
+    let server = Server::start(&[]);
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let mut child = start(&["connect", &server.addr().to_string()]);
+        let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        ping_through(&mut stdin, &mut stdout);
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(await_end(&mut child), Some(code));
+    }
+}
+
+fn ping_through(stdin: &mut impl Write, stdout: &mut impl Read) {
+    stdin.write_all(b"ping\n").unwrap();
+    receive(stdout, b"ping\n");
+}
+
+#[test]
+fn a_signal_ends_it_while_nobody_reads() {
+    let server = Server::start(&[]);
+    let mut child = start(&["connect", &server.addr().to_string()]);
+    let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let writer = thread::spawn(move || while stdin.write_all(&[7; 65536]).is_ok() {});
+    wait_until("its output is full", || rustix::io::ioctl_fionread(&stdout).unwrap() >= 65536);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(await_end(&mut child), Some(143));
+    writer.join().unwrap();
+}
+
+#[cfg(target_os = "linux")] // it reads or writes what Linux alone has
+#[test]
+fn a_signal_ends_a_connect_that_takes_long() {
+    let (listener, _filling) = full_backlog();
+    let mut child = start(&["connect", &listener.local_addr().unwrap().to_string()]);
+    wait_until("it takes signals", || takes_signals(child.id()));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(await_end(&mut child), Some(130));
+}
+
+/// Whether a process handles SIGINT.
+#[cfg(target_os = "linux")]
+fn takes_signals(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & 2 != 0
+}
+
+/// A listener that accepts nobody, and has no room in its backlog.
+fn full_backlog() -> (TcpListener, Vec<socket2::Socket>) {
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let fill = || {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&address);
+        socket
+    };
+    (listener.into(), (0..4).map(|_| fill()).collect())
+}
+
+#[test]
+fn a_connect_without_answer_ends_by_its_timeout() {
+    let (listener, _filling) = full_backlog();
+    let address = listener.local_addr().unwrap().to_string();
+    let outcome = ends(&["connect", "--connect-timeout", "100ms", &address], b"");
+    let errors = String::from_utf8_lossy(&outcome.stderr);
+    assert!(errors.starts_with(&format!("echoloop: cannot connect to {address}: no answer within 100ms")), "{errors}");
+    assert_eq!(outcome.status.code(), Some(1));
+}
+
+#[test]
+fn a_silent_peer_ends_by_the_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let outcome = ends(&["connect", "--timeout", "100ms", &address], b"hello\n");
+    let errors = String::from_utf8_lossy(&outcome.stderr);
+    assert_eq!(errors, format!("echoloop: no reply from {address} within 100ms: 6 bytes not echoed\n"));
+    assert_eq!(outcome.status.code(), Some(1));
+}
+
+#[test]
+fn an_expected_text_decides_the_outcome() {
+    let server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0"], &[]);
+    for address in &server.endpoints {
+        let outcome = ends(&["connect", "--expect", "lo wo", address], b"hello world\n");
+        assert_eq!(outcome.status.code(), Some(0));
+        let outcome = ends(&["connect", "--expect", "goodbye", "--timeout", "100ms", address], b"hello\n");
+        let errors = String::from_utf8_lossy(&outcome.stderr);
+        assert_eq!(outcome.status.code(), Some(1));
+        assert_eq!(errors, format!("echoloop: \"goodbye\" did not come back from {address}\n"));
+    }
+    let (addresses, _directory) = peers(|peer| _ = peer.write_all(b"SSH-2.0-x\r\n"));
+    let outcome = ends(&["connect", "--expect", "SSH-", &addresses[0]], b"");
+    assert_eq!(outcome.status.code(), Some(0), "who speaks first is not asked");
+}
+
+#[test]
+fn a_hex_dump_shows_every_byte() {
+    let server = Server::start(&[]);
+    let expected = "00000000  68 69 00 ff 0a                                    |hi...|\n";
+    let outcome = ends(&["connect", "--hex", &server.addr().to_string()], b"hi\0\xff\n");
+    assert_eq!(String::from_utf8_lossy(&outcome.stdout), expected);
+}
+
+#[test]
+fn a_name_whose_first_address_refuses_is_reached() {
+    // Of localhost's two addresses only the second one is served.
+    let server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0"], &[]);
+    for (kind, address) in [("", server.addrs[0]), ("udp:", server.addrs[1])] {
+        let name = format!("{kind}localhost:{}", address.port());
+        let outcome = ends(&["connect", &name], b"hello\nworld\n");
+        assert_eq!(String::from_utf8_lossy(&outcome.stderr), "");
+        assert_eq!(String::from_utf8_lossy(&outcome.stdout), "hello\nworld\n");
+    }
+}
+
+#[cfg(target_os = "linux")] // it reads or writes what Linux alone has
+#[test]
+fn a_full_disk_is_an_error() {
+    let server = Server::start(&[]);
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let mut command = Command::new(ECHOLOOP);
+    command.args(["connect", &server.addr().to_string()]).stdin(Stdio::piped()).stdout(full).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    let outcome = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&outcome.stderr);
+    assert!(errors.starts_with("echoloop: cannot write to standard output: No space left"), "{errors}");
+    assert_eq!(outcome.status.code(), Some(1));
+}
+
+#[test]
+fn nonblocking_standard_streams_are_waited_for() {
+    let server = Server::start(&[]);
+    let (theirs, mut ours) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let mut command = Command::new(ECHOLOOP);
+    command.args(["connect", &server.addr().to_string()]);
+    command.stdin(OwnedFd::from(theirs.try_clone().unwrap())).stdout(OwnedFd::from(theirs));
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let bytes = noise(5, 3_000_000); // more than all the buffers on its way
+    let (mut writer, sent) = (ours.try_clone().unwrap(), bytes.clone());
+    let writer = thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut echo = Vec::new();
+    ours.read_to_end(&mut echo).unwrap();
+    writer.join().unwrap();
+    assert!(echo == bytes);
+    assert_eq!(await_end(&mut child), Some(0));
+}
+
+#[cfg(target_os = "linux")] // it reads or writes what Linux alone has
+#[test]
+fn memory_stays_constant_for_a_slow_reader() {
+    let server = Server::start(&[]);
+    let mut child = start(&["connect", &server.addr().to_string()]);
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let bytes = noise(6, 64 << 20);
+    let sent = bytes.clone();
+    let writer = thread::spawn(move || stdin.write_all(&sent).unwrap());
+    wait_until("its output is full", || rustix::io::ioctl_fionread(&stdout).unwrap() >= 65536);
+    let mut echo = vec![0; bytes.len()];
+    stdout.read_exact(&mut echo[..1 << 20]).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
+    let peak: u64 = peak.strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(peak < 32 << 10, "{peak} kB");
+    stdout.read_exact(&mut echo[1 << 20..]).unwrap();
+    writer.join().unwrap();
+    assert!(echo == bytes);
+    assert_eq!(await_end(&mut child), Some(0));
 }
 
 #[test]

@@ -16,8 +16,7 @@ use clap_complete::Shell;
 use crate::bench::Criterion;
 use crate::bench::report::Outputs;
 use crate::logging::Format;
-use crate::reactor::address::{self, Address};
-use crate::{bench, connect, serve, stdio, values};
+use crate::{bench, connect, serve, stdio};
 
 /// An echo server on one event loop, for very many connections, a line client, and a load generator that tells the truth.
 ///
@@ -113,7 +112,7 @@ pub enum Command {
     /// Echo what is received on one or several addresses
     Serve(Box<serve::Config>),
     /// Send lines from standard input and print what comes back
-    Connect(Connect),
+    Connect(connect::Config),
     /// Load an echo service, verify every byte that comes back, and report honest latency
     Bench(Box<Bench>),
     /// Compare runs of `bench`, or add up those that several machines made of one test
@@ -174,38 +173,6 @@ impl Man {
         let mut text = Vec::new();
         clap_mangen::Man::new(command).render(&mut text)?;
         Ok(stdio::print(&text)?)
-    }
-}
-
-/// The options of `connect`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-The end of the input closes the sending side; what is still owed is waited for. So
-  echoloop connect < file > copy
-makes a copy of a file of any size. Exits 1 if nobody listens, or if the connection ends before
-everything has come back.")]
-pub struct Connect {
-    /// Whom to connect to: HOST:PORT or [IPV6]:PORT; udp:HOST:PORT sends each line as a datagram; or unix:PATH
-    #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
-    address: Address,
-
-    /// Send the words bare, without their newlines, each after the echo of the one before; a newline is printed after
-    /// each echo
-    #[arg(long)]
-    no_newline: bool,
-
-    /// Leave after sending the line WORD and receiving its echo
-    #[arg(long, value_name = "WORD", value_parser = values::word)]
-    terminator: Option<String>,
-}
-
-impl From<Connect> for connect::Config {
-    fn from(flags: Connect) -> Self {
-        connect::Config {
-            address: flags.address,
-            newline: !flags.no_newline,
-            terminator: flags.terminator.map(String::into_bytes),
-        }
     }
 }
 

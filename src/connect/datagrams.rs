@@ -3,27 +3,30 @@
 //! Datagrams may be lost, and nobody tells. So only a few are on their way at a time, and those that have not come back
 //! when nothing has come for a while are given up, and counted.
 
-use std::io::ErrorKind;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use indicatif::HumanCount;
+use mio::Token;
 use mio::net::UdpSocket;
-use mio::{Token, Waker};
 
-use super::{Config, Input, PROMPT, Printing, is_interactive, take_input, without_newline};
+use super::console::Console;
+use super::input::{Input, Item, without_newline};
+use super::race::Failures;
+use super::{Config, PROMPT, unexpected};
 use crate::reactor::Poller;
+use crate::reactor::address::Endpoint;
 
 const SOCKET: Token = Token(0);
 
 /// Datagrams that may be on their way.
-const WINDOW: u64 = 16;
+const WINDOW: usize = 16;
 
-/// How long nothing may come until those that are on their way are given up.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long nothing may come until those that are on their way are given up, unless told.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The longest datagram (RFC 768).
 const LONGEST: usize = 65_535;
@@ -33,153 +36,264 @@ const LONGEST: usize = 65_535;
 /// # Errors
 ///
 /// If nobody listens, a line is too long, datagrams were lost, or standard input or output fail.
-pub(super) fn run(config: &Config, address: SocketAddr) -> anyhow::Result<()> {
-    let mut client = Client::start(config, address)?;
-    while !client.is_done() {
-        // Sending comes last: what came back, or was given up, makes room in the window.
-        client.receive()?;
-        client.give_up();
-        client.send_lines()?;
-        client.prompt();
-        client.out.flush()?;
-        if !client.is_done() {
-            // Whatever wakes it, everything is tried again: events are hints.
-            let _ = client.poller.wait(client.patience())?;
+pub(super) fn run(config: &Config, console: &mut Console, addresses: Vec<SocketAddr>) -> anyhow::Result<()> {
+    let mut client = Client::start(config, console, addresses)?;
+    let mut input = console.input(config)?;
+    loop {
+        let sleep = client.sleep(&input, console);
+        let now = console.wait(sleep)?;
+        input.refill();
+        client.turn(now, &mut input, console)?;
+        if client.is_done(console) {
+            break;
         }
     }
     if client.prompted {
-        client.out.print(b"\n"); // what comes next is the shell's prompt
-        client.out.flush()?;
+        console.screen.say("\n"); // what comes next is the shell's prompt
+    }
+    console.flush()?;
+    if console.screen.expected() == Some(true) {
+        return Ok(());
+    }
+    if let Some(error) = client.input_failure {
+        return Err(error).context("cannot read standard input");
     }
     if client.lost > 0 {
         bail!("{} datagrams did not come back", HumanCount(client.lost));
     }
-    Ok(())
+    unexpected(config)
 }
 
 struct Client<'a> {
     config: &'a Config,
-    poller: Poller,
     socket: UdpSocket,
-    input: Receiver<Input>,
-    /// See the client over streams: the thread at standard input holds the other one.
-    _waker: Arc<Waker>,
-    out: Printing,
+    /// Addresses of the name that have not been tried.
+    others: VecDeque<SocketAddr>,
+    failures: Failures,
     buffer: Box<[u8]>,
-    /// A line that the socket has not taken yet.
-    line: Option<Vec<u8>>,
+    /// Lines that are to be sent before the input's next one.
+    lines: VecDeque<Vec<u8>>,
+    /// Lines that went to an address that has not answered yet, while there are others.
+    unanswered: Vec<Vec<u8>>,
     /// No line will follow.
     ended: bool,
-    interactive: bool,
+    input_failure: Option<io::Error>,
     prompted: bool,
     /// Datagrams that are on their way, and those that were given up.
-    away: u64,
+    away: usize,
     lost: u64,
     /// When the last datagram went or came.
-    moved: Instant,
+    moved_at: Instant,
+    now: Instant,
+    /// The socket may have something to read, and may take something: see the events that it is registered for.
+    readable: bool,
+    writable: bool,
 }
 
 impl<'a> Client<'a> {
-    fn start(config: &'a Config, address: SocketAddr) -> anyhow::Result<Self> {
-        let poller = Poller::new(Duration::ZERO)?;
-        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let mut socket = UdpSocket::bind(any.parse()?)?;
-        socket.connect(address).with_context(|| format!("cannot send to {}", config.address))?;
-        poller.registry().register(&mut socket, SOCKET, Poller::interest())?;
-        let (input, waker) = take_input(true, poller.registry())?;
+    fn start(config: &'a Config, console: &mut Console, addresses: Vec<SocketAddr>) -> anyhow::Result<Self> {
+        let mut others = VecDeque::from(addresses);
+        let mut failures = Failures::default();
+        let socket =
+            next_socket(console, &mut others, &mut failures).ok_or_else(|| failures.explain(&config.address))?;
+        if console.interactive {
+            let text = format!("sending datagrams to {}; {}\n", config.address, super::how_to_end(config));
+            console.screen.say(&text);
+        }
+        let now = Instant::now();
         Ok(Client {
             config,
-            poller,
             socket,
-            input,
-            _waker: waker,
-            out: Printing::default(),
+            others,
+            failures,
             buffer: vec![0; LONGEST].into_boxed_slice(),
-            line: None,
+            lines: VecDeque::new(),
+            unanswered: Vec::new(),
             ended: false,
-            interactive: is_interactive(),
+            input_failure: None,
             prompted: false,
             away: 0,
             lost: 0,
-            moved: Instant::now(),
+            moved_at: now,
+            now,
+            readable: true,
+            writable: true,
         })
     }
 
-    fn is_done(&self) -> bool {
-        self.ended && self.line.is_none() && self.away == 0
+    fn is_done(&self, console: &Console) -> bool {
+        console.screen.expected() == Some(true)
+            || (self.ended && self.lines.is_empty() && self.away == 0 && !self.listens(console))
     }
 
-    /// Sends lines, as far as there are some and the window allows.
-    fn send_lines(&mut self) -> anyhow::Result<()> {
-        while self.away < WINDOW {
-            if self.line.is_none() && !self.ended {
-                self.line = self.next_line()?;
+    /// Whether it waits for what nobody was asked for.
+    fn listens(&self, console: &Console) -> bool {
+        console.screen.expected() == Some(false) && !self.is_overdue()
+    }
+
+    /// Makes the steps that can be made.
+    fn turn(&mut self, now: Instant, input: &mut Input, console: &mut Console) -> anyhow::Result<()> {
+        self.now = now;
+        for readiness in &console.ready {
+            self.readable |= readiness.readable;
+            self.writable |= readiness.writable;
+        }
+        self.receive(console)?;
+        if self.away > 0 && self.is_overdue() {
+            self.lost += std::mem::take(&mut self.away) as u64;
+        }
+        self.send(input, console)?;
+        self.prompt(input, console);
+        Ok(())
+    }
+
+    /// How long nothing can be done unless something happens.
+    fn sleep(&self, input: &Input, console: &Console) -> Option<Duration> {
+        let sends = self.writable && self.away < WINDOW && (!self.lines.is_empty() || self.takes_input(input));
+        let receives = self.readable && !console.screen.is_full();
+        if sends || receives || self.is_prompt_due(input, console) {
+            return Some(Duration::ZERO);
+        }
+        let waits = self.away > 0 || (self.ended && self.listens(console));
+        waits.then(|| (self.moved_at + self.timeout()).saturating_duration_since(self.now))
+    }
+
+    fn timeout(&self) -> Duration {
+        self.config.timeout.unwrap_or(TIMEOUT)
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.now >= self.moved_at + self.timeout()
+    }
+
+    fn takes_input(&self, input: &Input) -> bool {
+        !self.ended && input.peek().is_some()
+    }
+
+    /// Prints what has come.
+    fn receive(&mut self, console: &mut Console) -> anyhow::Result<()> {
+        for _ in 0..WINDOW {
+            if !self.readable {
+                break;
             }
-            let Some(line) = &self.line else { return Ok(()) };
-            match self.socket.send(line) {
-                Ok(_) => {
-                    (self.line, self.prompted) = (None, false);
-                    self.away += 1;
-                    self.moved = Instant::now();
+            if console.screen.is_full() {
+                self.moved_at = self.now; // it is our reader who is slow
+                break;
+            }
+            match self.socket.recv(&mut self.buffer) {
+                Ok(length) => {
+                    console.screen.cut();
+                    console.screen.received(&self.buffer[..length]);
+                    if self.config.no_newline {
+                        console.screen.newline();
+                    }
+                    self.away = self.away.saturating_sub(1);
+                    self.moved_at = self.now;
+                    // This address answers: it is the one.
+                    self.others.clear();
+                    self.unanswered.clear();
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error).with_context(|| format!("cannot send to {}", self.config.address)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => self.turn_away(error, console)?,
             }
         }
         Ok(())
     }
 
-    fn next_line(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
-        match self.input.try_recv() {
-            Ok(Input::Piece { bytes, line_ends }) => {
-                ensure!(line_ends, "a line is longer than a datagram can be");
-                let bare = without_newline(&bytes);
-                self.ended = self.config.terminator.as_deref() == Some(bare);
-                Ok(Some(if self.config.newline { bytes } else { bare.to_vec() }))
+    /// Sends lines, as far as there are some and the window allows.
+    fn send(&mut self, input: &mut Input, console: &mut Console) -> anyhow::Result<()> {
+        while self.writable && self.away < WINDOW {
+            if self.lines.is_empty() && self.takes_input(input) {
+                let line = self.next_line(input)?;
+                self.lines.extend(line);
             }
-            Ok(Input::Failed(error)) => Err(error).context("cannot read standard input"),
-            Ok(Input::End) | Err(TryRecvError::Disconnected) => {
-                self.ended = true;
-                Ok(None)
-            }
-            Err(TryRecvError::Empty) => Ok(None),
-        }
-    }
-
-    /// Prints what has come.
-    fn receive(&mut self) -> anyhow::Result<()> {
-        loop {
-            match self.socket.recv(&mut self.buffer) {
-                Ok(length) => {
-                    self.out.print(&self.buffer[..length]);
-                    if !self.config.newline {
-                        self.out.print(b"\n");
+            let Some(line) = self.lines.front() else { return Ok(()) };
+            match self.socket.send(line) {
+                Ok(_) => {
+                    self.prompted = false;
+                    self.away += 1;
+                    self.moved_at = self.now;
+                    let line = self.lines.pop_front();
+                    if !self.others.is_empty() {
+                        self.unanswered.extend(line);
                     }
-                    self.away = self.away.saturating_sub(1);
-                    self.moved = Instant::now();
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                // Nobody listens there, and its kernel has said so (udp(7), on errors of earlier datagrams).
-                Err(error) => return Err(error).with_context(|| format!("cannot reach {}", self.config.address)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => self.turn_away(error, console)?,
             }
         }
+        Ok(())
     }
 
-    /// How long to wait for those that are on their way; `None`: none are.
-    fn patience(&self) -> Option<Duration> {
-        (self.away > 0).then(|| PATIENCE.saturating_sub(self.moved.elapsed()))
+    fn next_line(&mut self, input: &mut Input) -> anyhow::Result<Option<Vec<u8>>> {
+        match input.take() {
+            Some(Item::Piece { bytes, line_ends }) => {
+                ensure!(line_ends, "a line is longer than a datagram can be, which is {} bytes", HumanCount(65_507));
+                let bare = without_newline(&bytes);
+                self.ended = self.config.is_terminator(bare);
+                return Ok(Some(if self.config.no_newline { bare.to_vec() } else { bytes }));
+            }
+            Some(Item::Failed(error)) => (self.ended, self.input_failure) = (true, Some(error)),
+            Some(Item::End) => self.ended = true,
+            None => {}
+        }
+        Ok(None)
     }
 
-    fn give_up(&mut self) {
-        if self.patience() == Some(Duration::ZERO) {
-            self.lost += std::mem::take(&mut self.away);
+    /// This address does not take datagrams: nobody listens there, as its kernel has said (udp(7), on errors of earlier
+    /// datagrams), or there is no route. The name's next one gets what was sent in vain.
+    fn turn_away(&mut self, error: io::Error, console: &mut Console) -> anyhow::Result<()> {
+        let endpoint = Endpoint::Udp(self.socket.peer_addr()?);
+        self.failures.0.push((endpoint, error));
+        let Some(socket) = next_socket(console, &mut self.others, &mut self.failures) else {
+            bail!(self.failures.explain(&self.config.address));
+        };
+        self.socket = socket;
+        (self.readable, self.writable, self.away, self.moved_at) = (true, true, 0, self.now);
+        for line in self.unanswered.drain(..).rev() {
+            self.lines.push_front(line);
+        }
+        Ok(())
+    }
+
+    fn is_prompt_due(&self, input: &Input, console: &Console) -> bool {
+        let waits = self.away == 0 && self.lines.is_empty() && !self.ended && input.peek().is_none();
+        console.interactive && waits && !self.prompted
+    }
+
+    fn prompt(&mut self, input: &Input, console: &mut Console) {
+        if self.is_prompt_due(input, console) {
+            self.prompted = true;
+            console.screen.say(PROMPT);
         }
     }
+}
 
-    fn prompt(&mut self) {
-        let waits = self.interactive && self.away == 0 && self.line.is_none() && !self.ended;
-        if waits && !std::mem::replace(&mut self.prompted, true) {
-            self.out.print(PROMPT.as_bytes());
+/// A socket for the first of `addresses` that there is a way to.
+fn next_socket(console: &Console, addresses: &mut VecDeque<SocketAddr>, failures: &mut Failures) -> Option<UdpSocket> {
+    while let Some(address) = addresses.pop_front() {
+        let opened = open(address).and_then(|mut socket| {
+            console.registry().register(&mut socket, SOCKET, Poller::interest())?;
+            Ok(socket)
+        });
+        match opened {
+            Ok(socket) => return Some(socket),
+            Err(error) => failures.0.push((Endpoint::Udp(address), error)),
         }
     }
+    None
+}
+
+fn open(address: SocketAddr) -> io::Result<UdpSocket> {
+    let any: SocketAddr = if address.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
+    let connected = || {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(address)?;
+        io::Result::Ok(socket)
+    };
+    let socket = connected()?;
+    // The port that we got may be the one that is asked: we would answer ourselves. While it is open, we get another.
+    if socket.local_addr()? == address { connected() } else { Ok(socket) }
 }
