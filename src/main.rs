@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use echoloop::bench::report::{self, Outputs};
 use echoloop::bench::{self, Run};
 use echoloop::cli::{Bench, Cli, Command, Report};
-use echoloop::serve::{Ending, Server};
+use echoloop::reactor::socket::Socket;
+use echoloop::serve::{Ending, Server, StreamService};
 use echoloop::{cli, connect, logging, stdio};
 use log::{error, info};
 
@@ -38,7 +39,13 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 }
 
 fn serve(config: &echoloop::serve::Config) -> anyhow::Result<ExitCode> {
-    let mut server = Server::bind(config)?;
+    match config.faults.is_some() {
+        false => serve_with(Server::bind(config)?),
+        true => serve_with(Server::bind_faulty(config)?),
+    }
+}
+
+fn serve_with<P: StreamService<Socket>>(mut server: Server<P>) -> anyhow::Result<ExitCode> {
     server.announce();
     let ending = server.run()?;
     info!("{}", server.summary());

@@ -7,7 +7,8 @@
 //!
 //! ```text
 //!  input:   open ──eof──▶ ended            output:  connecting ─▶ open ──close──▶ finishing ──flushed──▶ shut
-//!             └─close─▶ discarded ─eof─▶ ended                     (after `close`, a deadline bounds both)
+//!           ▲  └─close─▶ discarded ─eof─▶ ended                    (after `close`, a deadline bounds both)
+//!           └──▶ paused ───close───▲
 //! ```
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -126,6 +127,8 @@ impl Stream for mio::net::UnixStream {
 pub(super) enum Input {
     /// Bytes are received for the protocol.
     Open,
+    /// Nothing is read: the protocol has asked for that, and TCP pushes back.
+    Paused,
     /// We have closed: bytes are received and discarded, until the peer closes its side.
     Discarded,
     /// The peer has closed its side, and everything before that has been received.
@@ -240,7 +243,7 @@ impl<S: Stream> Connection<S> {
             && match self.input {
                 Input::Open => full_duplex || self.outbound.is_empty(),
                 Input::Discarded => true,
-                Input::Ended | Input::EndedAfterClose => false,
+                Input::Paused | Input::Ended | Input::EndedAfterClose => false,
             }
     }
 
@@ -288,9 +291,24 @@ impl<S: Stream> Connection<S> {
         Ok(true)
     }
 
-    /// Whether everything that had arrived has been read.
+    /// Whether everything that had arrived has been read, and dealt with by its protocol.
     pub fn is_read_drained(&self) -> bool {
-        !self.readable
+        !self.readable && self.input != Input::Paused
+    }
+
+    /// Reads nothing for now.
+    pub fn pause_reading(&mut self) {
+        if self.input == Input::Open {
+            self.input = Input::Paused;
+        }
+    }
+
+    /// Reads again. The socket is asked anew whatever was known of it, so that a stop that waited for this sees its end.
+    pub fn resume_reading(&mut self) {
+        if self.input == Input::Paused {
+            self.input = Input::Open;
+            self.readable = true;
+        }
     }
 
     /// Reads once.
@@ -372,7 +390,7 @@ impl<S: Stream> Connection<S> {
     /// it may take what waits in its own time; otherwise it has a deadline.
     pub fn close(&mut self, now: Millis) {
         self.shutdown_write();
-        if self.input == Input::Open {
+        if matches!(self.input, Input::Open | Input::Paused) {
             self.input = Input::Discarded;
             self.moved_at = now;
         }

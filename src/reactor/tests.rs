@@ -112,6 +112,40 @@ impl World {
 }
 
 #[test]
+fn a_paused_connection_is_not_read_until_resumed() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    world.reactor.with(token, |_, transport, _| transport.pause_reading());
+    kernel.arrive(b"wait");
+    world.turn(&[readable(token)]);
+    assert_eq!((kernel.calls().0, world.reactor.sleep(world.now)), (0, None), "nothing is read, and nothing spins");
+    world.reactor.drain();
+    world.turn(&[]);
+    assert!(!kernel.shut(), "a stop does not take it for drained");
+    world.reactor.with(token, |_, transport, _| transport.resume_reading());
+    assert_eq!(world.reactor.sleep(world.now), Some(Duration::ZERO), "no event will tell of what has arrived");
+    world.turn(&[]);
+    kernel.assert_echoed(4);
+    world.turn(&[]);
+    assert!(kernel.shut(), "and then it is drained");
+}
+
+#[test]
+fn a_paused_connection_can_be_closed() {
+    let mut world = World::new();
+    let (token, kernel) = world.open();
+    world.reactor.with(token, |_, transport, _| {
+        transport.pause_reading();
+        transport.close();
+    });
+    kernel.arrive(b"too late");
+    kernel.end();
+    world.turn(&[read_closed(token)]);
+    world.turn(&[]);
+    assert_eq!((kernel.dropped(), kernel.written()), (true, vec![]));
+}
+
+#[test]
 fn a_message_costs_one_read_and_one_write() {
     let mut world = World::new();
     let (token, kernel) = world.open();

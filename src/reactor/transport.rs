@@ -93,6 +93,22 @@ impl<'a, S: Stream> Transport<'a, S> {
         self.connection.call_again();
     }
 
+    /// Reads nothing more until [`resume_reading`](Transport::resume_reading), so that whoever sends is pushed back and
+    /// what this end must remember stays bounded. The peer's end, and its reset, are not seen meanwhile either.
+    pub fn pause_reading(&mut self) {
+        self.connection.pause_reading();
+    }
+
+    /// Goes on reading.
+    pub fn resume_reading(&mut self) {
+        self.connection.resume_reading();
+    }
+
+    /// Whether what is written is sent: not before the connection is open, nor once it was closed.
+    pub fn is_open(&self) -> bool {
+        self.connection.is_open() && self.end.is_none()
+    }
+
     /// The number of bytes that were written and wait for the socket to take them.
     pub fn waiting(&self) -> usize {
         self.connection.waiting()

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
 use super::access::AccessOptions;
+use super::fault::FaultOptions;
 use crate::reactor::SocketOptions;
 use crate::reactor::address::Address;
 use crate::values;
@@ -27,6 +28,7 @@ Examples:
   echoloop serve --once                           one connection, one message
   echoloop serve --accept-limit 1 --terminator bye   one connection, until it says bye
   echoloop serve --terminator bye --print         anybody, each until it says bye
+  echoloop serve --fault delay=exp:20ms --fault reset-after=1MiB@5%   to test clients with
   echoloop serve -vv --send-buffer 4KiB           watch partial sends being resumed")]
 pub struct Config {
     /// Where to listen: HOST:PORT or [IPV6]:PORT, with udp: before it for datagrams, or unix:PATH for a socket file
@@ -91,6 +93,10 @@ pub struct Config {
     /// Who may come in.
     #[command(flatten)]
     pub access: AccessOptions,
+
+    /// Misbehaviour, and who answered.
+    #[command(flatten)]
+    pub faults: FaultOptions,
 }
 
 impl Config {

@@ -7,6 +7,7 @@ use log::{debug, trace};
 
 use super::access::{DatagramGate, Question};
 use super::echo::{SharedPrinter, print_datagram};
+use super::fault::DatagramFaults;
 use crate::reactor::socket::Origin;
 use crate::reactor::{DatagramProtocol, DatagramSocket, Envelope, Outlet, Sent};
 
@@ -14,6 +15,8 @@ use crate::reactor::{DatagramProtocol, DatagramSocket, Envelope, Outlet, Sent};
 pub(super) struct DatagramEcho {
     pub gate: DatagramGate,
     pub printer: Option<SharedPrinter>,
+    /// What is to be done wrong.
+    pub faults: Option<Box<DatagramFaults>>,
 }
 
 impl<D: DatagramSocket> DatagramProtocol<D> for DatagramEcho {
@@ -26,7 +29,11 @@ impl<D: DatagramSocket> DatagramProtocol<D> for DatagramEcho {
         if let Some(printer) = &self.printer {
             print_datagram(printer, Origin::Ip(from), bytes);
         }
-        match outlet.send(bytes, envelope) {
+        let sent = match &mut self.faults {
+            None => outlet.send(bytes, envelope),
+            Some(faults) => faults.answer(outlet, bytes, envelope),
+        };
+        match sent {
             Sent::Taken => trace!("datagram from {from}: {} bytes went back", bytes.len()),
             Sent::NoRoom => trace!("datagram from {from} dropped: the send queue is full"),
             Sent::Failed(error) => debug!("datagram from {from} not answered: {error}"),
@@ -60,7 +67,7 @@ mod tests {
         let port = ScriptedPort::default();
         let mut gate = DatagramGate::new(access);
         gate.set_own_ports(vec![7777]);
-        let mut datagrams = Datagrams::new(DatagramEcho { gate, printer: None }, 100);
+        let mut datagrams = Datagrams::new(DatagramEcho { gate, printer: None, faults: None }, 100);
         let token = datagrams.add(|_| Ok(port.clone())).unwrap();
         let mut world = World { datagrams, port, token, now: Instant::now() };
         world.turn(); // what may have come before it was in the poll

@@ -9,6 +9,7 @@ mod admin;
 mod config;
 mod datagrams;
 mod echo;
+mod fault;
 mod printer;
 mod proxy;
 mod service;
@@ -24,7 +25,8 @@ mod tokens;
 use std::cell::RefCell;
 use std::io::{self, Write};
 use std::rc::Rc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use indicatif::HumanCount;
@@ -39,6 +41,7 @@ use crate::signals::{Request, StopSignals};
 use crate::{limits, stdio};
 use admin::Admin;
 use echo::SharedPrinter;
+use fault::SharedCounters;
 use printer::Printer;
 use service::Service;
 use sockets::Binder;
@@ -49,6 +52,8 @@ pub(crate) use access::canonical;
 pub use access::{AccessOptions, Refusal, Refusals};
 pub use config::Config;
 pub use echo::{Echo, Session};
+pub use fault::{Fault, FaultCounters, FaultOptions, Faulty, Greeting};
+pub use service::StreamService;
 pub use stats::Summary;
 
 /// How a run came to its end.
@@ -61,16 +66,24 @@ pub enum Ending {
 }
 
 /// A server that listens.
-pub struct Server {
+pub struct Server<P: StreamService<Socket> = Echo> {
     poller: Poller,
     signals: StopSignals,
     supervisor: Supervisor,
     endpoints: Vec<Endpoint>,
-    service: Service<Socket, UdpPort>,
+    service: Service<Socket, UdpPort, P>,
     /// Says where it listens, and prints messages where that is asked for.
     printer: SharedPrinter,
     /// When the process is to have ended, however it ends.
     finish_by: Option<Instant>,
+    freezing: Option<Freezing>,
+}
+
+/// When the whole loop stands still, on request.
+struct Freezing {
+    length: Duration,
+    every: Duration,
+    next: Instant,
 }
 
 impl Server {
@@ -81,8 +94,43 @@ impl Server {
     ///
     /// If one of the addresses cannot be had: an error that names it and the cause.
     pub fn bind(config: &Config) -> anyhow::Result<Self> {
+        Server::bind_with(config, |printer| (Echo::configured(config, printer), None))
+    }
+}
+
+impl Server<Faulty> {
+    /// As [`Server::bind`], but what it serves misbehaves as `config` says, or says who it is.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn bind_faulty(config: &Config) -> anyhow::Result<Self> {
+        let counters = SharedCounters::default();
+        let mut server = Server::bind_with(config, |printer| {
+            let echo = Echo::configured(config, printer);
+            (Faulty::new(echo, &config.faults, counters.clone()), Some(counters))
+        })?;
+        let port = server.endpoints.iter().find_map(|endpoint| match endpoint {
+            Endpoint::Tcp(address) => Some(address.port()),
+            _ => None,
+        });
+        server.service.streams.protocol_mut().set_port(port);
+        if !config.faults.fault.is_empty() {
+            let faults: Vec<_> = config.faults.fault.iter().map(ToString::to_string).collect();
+            let seed = config.faults.fault_seed;
+            warn!("THIS SERVER MISBEHAVES ON REQUEST: --fault {} (seed {seed})", faults.join(" --fault "));
+        }
+        Ok(server)
+    }
+}
+
+impl<P: StreamService<Socket>> Server<P> {
+    fn bind_with(
+        config: &Config,
+        make: impl FnOnce(Option<SharedPrinter>) -> (P, Option<SharedCounters>),
+    ) -> anyhow::Result<Self> {
         let limit = limits::raise_open_files();
-        Server::bind_within(limit, config).map_err(|error| {
+        Self::bind_within(limit, config, make).map_err(|error| {
             let is_limit = |cause: &io::Error| cause.raw_os_error() == Some(Errno::MFILE.raw_os_error());
             if error.chain().any(|cause| cause.downcast_ref().is_some_and(is_limit)) {
                 error.context(format!("the limit on open files, {}, is too low: raise it (ulimit -n)", show(limit)))
@@ -92,14 +140,20 @@ impl Server {
         })
     }
 
-    fn bind_within(limit: Option<u64>, config: &Config) -> anyhow::Result<Self> {
+    fn bind_within(
+        limit: Option<u64>,
+        config: &Config,
+        make: impl FnOnce(Option<SharedPrinter>) -> (P, Option<SharedCounters>),
+    ) -> anyhow::Result<Self> {
         // First of all, for every descriptor that is opened before could be taken for one that was handed over.
         let inherited = supervisor::inherited()?;
         let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;
         let signals = StopSignals::new(poller.registry())?;
         check_backlog(config.sockets.backlog);
         let printer = Rc::new(RefCell::new(Printer::new(stdio::stdout()).context("cannot print")?));
-        let mut service = Service::new(config, usize::MAX, config.print.then(|| printer.clone()), Instant::now());
+        let prints = config.print.then(|| printer.clone());
+        let (protocol, faults) = make(prints.clone());
+        let mut service = Service::around(protocol, faults, config, prints, Instant::now());
         let mut binder = Binder {
             poller: &poller,
             options: &config.sockets,
@@ -148,7 +202,9 @@ impl Server {
         let supervisor = Supervisor::new();
         // All that may take long is done. Whoever reads where it listens may take it for serving.
         signals.watch(true);
-        Ok(Server { poller, signals, supervisor, endpoints, service, printer, finish_by: None })
+        let freezing = config.faults.freezing();
+        let freezing = freezing.map(|(length, every)| Freezing { length, every, next: Instant::now() + every });
+        Ok(Server { poller, signals, supervisor, endpoints, service, printer, finish_by: None, freezing })
     }
 
     /// Where it listens, with the real ports.
@@ -188,7 +244,8 @@ impl Server {
         self.supervisor.ready(&format!("serving on {}", endpoints.join(", ")), Instant::now());
         while !self.service.is_done() {
             let before = Instant::now();
-            let sleep = shortest([self.service.sleep(before), self.supervisor.sleep(before)]);
+            let freeze = self.freezing.as_ref().map(|it| it.next.saturating_duration_since(before));
+            let sleep = shortest([self.service.sleep(before), self.supervisor.sleep(before), freeze]);
             let (now, events) = self.poller.wait(sleep)?;
             self.service.asleep += now.saturating_duration_since(before);
             let mut signalled = false;
@@ -197,6 +254,11 @@ impl Server {
                     Owner::Signals => signalled = true,
                     _ => self.service.note(readiness),
                 }
+            }
+            if let Some(freezing) = self.freezing.as_mut().filter(|it| now >= it.next) {
+                freezing.next += freezing.every;
+                self.service.count_fault(|counters| counters.freezes += 1);
+                thread::sleep(freezing.length);
             }
             self.service.turn(now);
             self.supervisor.turn(now);

@@ -12,14 +12,29 @@ use super::admin::{Admin, Snapshot, StatusSource};
 use super::config::Config;
 use super::datagrams::DatagramEcho;
 use super::echo::{Echo, SharedPrinter};
+use super::fault::{Accepting, FaultCounters, SharedCounters};
 use super::stats::{RefusalLog, Stats, Summary};
 use super::tokens::{self, Owner};
 use crate::reactor::address::Endpoint;
-use crate::reactor::{Activity, DatagramSocket, Datagrams, Reactor, Readiness, Settings, Source, Stream, shortest};
+use crate::reactor::{
+    Activity, DatagramSocket, Datagrams, Protocol, Reactor, Readiness, Settings, Source, Stream, shortest,
+};
+
+/// What is served over streams: an echo, or something around one.
+pub trait StreamService<S: Stream>: Protocol<S> {
+    /// The echo that there is.
+    fn echo(&self) -> &Echo;
+}
+
+impl<S: Stream> StreamService<S> for Echo {
+    fn echo(&self) -> &Echo {
+        self
+    }
+}
 
 /// The sources of a server, as one.
-pub(super) struct Service<S: Stream, D: DatagramSocket> {
-    pub streams: Reactor<S, Echo>,
+pub(super) struct Service<S: Stream, D: DatagramSocket, P: StreamService<S> = Echo> {
+    pub streams: Reactor<S, P>,
     pub datagrams: Datagrams<D, DatagramEcho>,
     pub admin: Option<Admin<S>>,
     printer: Option<SharedPrinter>,
@@ -27,6 +42,10 @@ pub(super) struct Service<S: Stream, D: DatagramSocket> {
     /// Of connections, and of datagrams.
     refusals: (RefusalLog, RefusalLog),
     accept_limit: Option<u64>,
+    accepting: Accepting,
+    /// When the next connection may be accepted, and how many had been when that was decided.
+    next_accept: (Instant, u64),
+    faults: Option<SharedCounters>,
     drain_timeout: Duration,
     /// When what is left is aborted. Set once stopping has begun.
     deadline: Option<Instant>,
@@ -37,14 +56,35 @@ pub(super) struct Service<S: Stream, D: DatagramSocket> {
     pub endpoints: Vec<Endpoint>,
 }
 
+#[cfg(test)]
 impl<S: Stream, D: DatagramSocket> Service<S, D> {
     /// What `config` asks for, with at most `max_connections` over streams; messages are printed with `printer`.
     pub fn new(config: &Config, max_connections: usize, printer: Option<SharedPrinter>, now: Instant) -> Self {
-        let settings = Settings { idle_timeout: config.idle_timeout, max_connections, ..Settings::default() };
-        let mut streams = Reactor::new(Echo::configured(config, printer.clone()), settings);
+        let echo = Echo::configured(config, printer.clone());
+        let mut service = Service::around(echo, None, config, printer, now);
+        service.streams.set_max_connections(max_connections);
+        service
+    }
+}
+
+impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
+    /// What `config` asks for, with this over streams; messages are printed with `printer`, and `faults` counted.
+    pub fn around(
+        protocol: P,
+        faults: Option<SharedCounters>,
+        config: &Config,
+        printer: Option<SharedPrinter>,
+        now: Instant,
+    ) -> Self {
+        let settings = Settings { idle_timeout: config.idle_timeout, ..Settings::default() };
+        let mut streams = Reactor::new(protocol, settings);
         streams.set_accept_limit(config.accept_limit());
-        let datagrams = DatagramEcho { gate: DatagramGate::new(&config.access), printer: printer.clone() };
-        Service {
+        let datagrams = DatagramEcho {
+            gate: DatagramGate::new(&config.access),
+            printer: printer.clone(),
+            faults: faults.as_ref().and_then(|counters| config.faults.datagrams(counters)),
+        };
+        let mut service = Service {
             streams,
             datagrams: Datagrams::new(datagrams, tokens::DATAGRAMS),
             admin: None,
@@ -52,17 +92,26 @@ impl<S: Stream, D: DatagramSocket> Service<S, D> {
             stats: config.stats_interval.map(Stats::new),
             refusals: Default::default(),
             accept_limit: config.accept_limit(),
+            accepting: config.faults.accepting(),
+            next_accept: (now, 0),
+            faults,
             drain_timeout: config.drain_timeout,
             deadline: None,
             began: now,
             asleep: Duration::ZERO,
             endpoints: Vec::new(),
-        }
+        };
+        service.limit_accepts(now);
+        service
     }
 
     /// Stops: those who have connected by now are still accepted, all are sent what they are owed, and then closed.
     pub fn stop(&mut self, now: Instant) {
         self.datagrams.close(now);
+        if self.accepting == Accepting::Never {
+            self.streams.stop_listening();
+        }
+        self.accepting = Accepting::Freely;
         self.streams.drain();
         self.deadline = Some(now + self.drain_timeout);
     }
@@ -106,25 +155,48 @@ impl<S: Stream, D: DatagramSocket> Service<S, D> {
         let (counters, refusals) = (*self.datagrams.counters(), self.datagrams.protocol().gate.refusals);
         Summary {
             counters: *self.streams.counters(),
-            refusals: self.streams.protocol().gate.refusals,
+            refusals: self.streams.protocol().echo().gate.refusals,
             datagrams: (!self.datagrams.is_empty() || counters.received > 0).then_some((counters, refusals)),
+            faults: self.faults.as_ref().map(|faults| *faults.borrow()),
+        }
+    }
+
+    /// Counts something that was done wrong on request.
+    pub fn count_fault(&mut self, count: impl FnOnce(&mut FaultCounters)) {
+        if let Some(faults) = &self.faults {
+            count(&mut faults.borrow_mut());
         }
     }
 
     /// How many connections may still be accepted: those of which is not known yet whether they are let in may turn out
     /// not to count.
-    fn limit_accepts(&mut self) {
-        let Some(limit) = self.accept_limit else { return };
-        let (admitted, undecided) = (self.streams.protocol().admitted(), self.streams.protocol().undecided());
-        if admitted >= limit && self.streams.is_listening() {
+    fn limit_accepts(&mut self, now: Instant) {
+        if self.accept_limit.is_none() && self.accepting == Accepting::Freely {
+            return;
+        }
+        let echo = self.streams.protocol().echo();
+        let (admitted, undecided) = (echo.admitted(), echo.undecided());
+        let left = self.accept_limit.map(|limit| limit.saturating_sub(admitted + undecided));
+        if self.accept_limit.is_some_and(|limit| admitted >= limit) && self.streams.is_listening() {
             info!("the last connection has been accepted; listening ends");
             self.streams.stop_listening();
         }
-        self.streams.set_accept_limit(Some(limit.saturating_sub(admitted + undecided)));
+        let allowed = match self.accepting {
+            Accepting::Freely => None,
+            Accepting::Never => Some(0),
+            Accepting::Slowly(pause) => {
+                let opened = self.streams.counters().opened;
+                if opened > self.next_accept.1 {
+                    self.next_accept = (now + pause, opened);
+                }
+                Some(u64::from(now >= self.next_accept.0))
+            }
+        };
+        self.streams.set_accept_limit([left, allowed].into_iter().flatten().min());
     }
 }
 
-impl<S: Stream, D: DatagramSocket> Source for Service<S, D> {
+impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Source for Service<S, D, P> {
     fn note(&mut self, readiness: Readiness) {
         match (Owner::of(readiness.token), &mut self.admin) {
             (Owner::Streams, _) => self.streams.note(readiness),
@@ -136,7 +208,7 @@ impl<S: Stream, D: DatagramSocket> Source for Service<S, D> {
 
     fn turn(&mut self, now: Instant) {
         self.streams.turn(now);
-        self.limit_accepts();
+        self.limit_accepts(now);
         self.datagrams.turn(now);
         if let Some(printer) = &self.printer {
             printer.borrow_mut().flush();
@@ -146,7 +218,7 @@ impl<S: Stream, D: DatagramSocket> Source for Service<S, D> {
             admin.answer(now, self);
             self.admin = Some(admin);
         }
-        self.refusals.0.turn("connections refused", &self.streams.protocol().gate.refusals, now);
+        self.refusals.0.turn("connections refused", &self.streams.protocol().echo().gate.refusals, now);
         self.refusals.1.turn("datagrams not answered", &self.datagrams.protocol().gate.refusals, now);
         if self.stats.as_ref().is_some_and(|stats| now >= stats.due()) {
             let summary = self.summary();
@@ -166,18 +238,20 @@ impl<S: Stream, D: DatagramSocket> Source for Service<S, D> {
             self.datagrams.sleep(now),
             self.admin.as_ref().and_then(|admin| admin.sleep(now)),
             self.stats.as_ref().map(|stats| until(stats.due())),
-            self.refusals.0.sleep(self.streams.protocol().gate.refusals.total(), now),
+            self.refusals.0.sleep(self.streams.protocol().echo().gate.refusals.total(), now),
             self.refusals.1.sleep(self.datagrams.protocol().gate.refusals.total(), now),
             self.deadline.filter(|_| !self.is_done()).map(until),
+            // After that turn one may be accepted, and then this is over.
+            Some(until(self.next_accept.0)).filter(|sleep| !sleep.is_zero()),
         ])
     }
 }
 
-impl<S: Stream, D: DatagramSocket> StatusSource for Service<S, D> {
+impl<S: Stream, D: DatagramSocket, P: StreamService<S>> StatusSource for Service<S, D, P> {
     fn snapshot(&self, now: Instant) -> Snapshot {
         Snapshot {
             summary: self.summary(),
-            messages: self.streams.protocol().messages(),
+            messages: self.streams.protocol().echo().messages(),
             max_connections: self.streams.settings().max_connections as u64,
             up: now.saturating_duration_since(self.began),
             asleep: self.asleep,

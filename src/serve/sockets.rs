@@ -8,23 +8,23 @@ use rustix::io::Errno;
 
 use super::admin::Admin;
 use super::datagrams::DatagramEcho;
-use super::echo::Echo;
+use super::service::StreamService;
 use super::supervisor::Inherited;
 use crate::reactor::address::{Address, Endpoint};
 use crate::reactor::socket::Socket;
 use crate::reactor::{Datagrams, Listener, Poller, Protocol, Reactor, SocketOptions, UdpPort};
 
 /// Binds sockets and hands them to the sources that serve them.
-pub(super) struct Binder<'a> {
+pub(super) struct Binder<'a, P: StreamService<Socket>> {
     pub poller: &'a Poller,
     pub options: &'a SocketOptions,
-    pub streams: &'a mut Reactor<Socket, Echo>,
+    pub streams: &'a mut Reactor<Socket, P>,
     pub datagrams: &'a mut Datagrams<UdpPort, DatagramEcho>,
     /// Where it listens, with the real ports.
     pub endpoints: Vec<Endpoint>,
 }
 
-impl Binder<'_> {
+impl<P: StreamService<Socket>> Binder<'_, P> {
     /// Binds to all that an address stands for.
     pub fn bind(&mut self, address: &Address) -> anyhow::Result<()> {
         let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;

@@ -8,6 +8,7 @@ use indicatif::HumanCount;
 use log::info;
 
 use super::access::Refusals;
+use super::fault::FaultCounters;
 use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind};
 
 /// What a server has done, from its start to its end.
@@ -19,6 +20,8 @@ pub struct Summary {
     pub refusals: Refusals,
     /// What came and went over UDP, if anything could.
     pub datagrams: Option<(DatagramCounters, Refusals)>,
+    /// What was done wrong on request, if anything was to be.
+    pub faults: Option<FaultCounters>,
 }
 
 impl std::fmt::Display for Summary {
@@ -38,6 +41,9 @@ impl std::fmt::Display for Summary {
             if refusals.total() > 0 {
                 write!(f, ", {} not answered ({refusals})", HumanCount(refusals.total()))?;
             }
+        }
+        if let Some(faults) = &self.faults {
+            write!(f, "; on request: {}", totals(FaultCounters::TABLE, faults))?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::super::access::Refusal;
+use super::super::fault::FaultCounters;
 use super::exposition::{Exposition, Format};
 use super::state::Census;
 use super::{StatusSource, process};
@@ -67,6 +68,9 @@ pub(super) fn text(now: Instant, started: SystemTime, server: &impl StatusSource
             let drops = ports.iter().map(|(listener, drops)| (listener.as_str(), *drops));
             out.counters("echoloop_datagrams_kernel_drops", help, "listener", drops);
         }
+    }
+    if let Some(faults) = &summary.faults {
+        table(&mut out, "echoloop_faults", FaultCounters::TABLE, faults);
     }
     process_metrics(&mut out, started);
     out.finish()

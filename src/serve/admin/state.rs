@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::super::access::{Refusal, Refusals};
+use super::super::fault::FaultCounters;
 use super::{StatusSource, process};
 use crate::reactor::{Activity, CloseReason, Counter, Counters, DatagramCounters, TURN_SIZES};
 
@@ -49,6 +50,8 @@ struct State {
     datagrams: Option<BTreeMap<&'static str, u64>>,
     /// Datagrams that were received and not sent back, by reason.
     not_sent_back: BTreeMap<&'static str, u64>,
+    /// What was done wrong on request, if anything was to be.
+    faults: Option<BTreeMap<&'static str, u64>>,
     /// A letter for each cell: see [`letter`].
     cells: String,
     /// Slots that a cell stands for.
@@ -88,6 +91,7 @@ pub(super) fn json(now: Instant, server: &impl StatusSource) -> String {
             by_reason(&Refusal::OF_DATAGRAMS, &refusals).chain(lost).collect()
         }),
         datagrams: snapshot.summary.datagrams.map(|(counters, _)| values(DatagramCounters::TABLE, &counters)),
+        faults: snapshot.summary.faults.map(|counters| values(FaultCounters::TABLE, &counters)),
         cells,
         slots_per_cell,
     };

@@ -1,0 +1,952 @@
+//! An echo that misbehaves on request: `--fault`. And one that says who it is: `--greeting`.
+//!
+//! Clients, proxies and health checks meet services that are slow or wrong, and are tested with one that can be made so.
+//! [`Faulty`] is a protocol around the [`Echo`], which stays what it is: what has been received is altered, delayed or cut
+//! in pieces before the echo sees it, and where the echo would end a connection that may be done otherwise. Time comes
+//! from the reactor's timer wheel, so it is exact to a millisecond. While bytes are held back nothing more is read from
+//! that connection, so what it takes is bounded by one read, and TCP pushes back.
+//!
+//! Which connections misbehave and how is decided by a seed and the connection's number: the same seed, the same faults,
+//! however fast they come.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use fastrand::Rng;
+use log::debug;
+use mio::Token;
+
+use super::echo::{Echo, Session};
+use super::service::StreamService;
+use crate::reactor::socket::Origin;
+use crate::reactor::{self, CloseReason, DatagramSocket, Envelope, Outlet, Protocol, Sent, Stream, Transport};
+use crate::values;
+
+/// The pause between two pieces, unless told otherwise.
+const CHUNK_PAUSE: Duration = Duration::from_millis(1);
+
+/// A bandwidth is kept by pieces of what may leave in such a time.
+const BANDWIDTH_PIECES_PER_SECOND: u64 = 100;
+
+/// Misbehaviour, and who answered.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct FaultOptions {
+    /// Misbehave, to test others with; may be given several times. All connections do, or a share of them (@10%):
+    /// delay=5ms, delay=5ms..50ms, delay=exp:20ms (before each read is echoed); chunk=1..100 or chunk=1..100/5ms (echoed in
+    /// pieces, with a pause of 1ms or that); bandwidth=1MiB (per second, each connection); stall-after=64KiB,
+    /// reset-after=, close-after= (so many bytes echoed); half-close=ignore, half-close=reset (when the peer has closed its
+    /// side); drop=0.01, corrupt=, duplicate=, swap= (of the datagrams, or of what the reads of a stream brought, such a
+    /// part); translate=crlf, telnet, utf8, nul (as text, a terminal, a string would); banner=TEXT; accept-delay=100ms
+    /// (between two accepts); no-accept; freeze=1s/10s (the whole loop, each 10s for 1s)
+    #[arg(long, value_name = "SPEC[@SHARE]")]
+    pub fault: Vec<Fault>,
+
+    /// What the faults are drawn from: the same seed, the same faults
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub fault_seed: u64,
+
+    /// Send this line to each connection first, to tell who answered: {host}, {port}, {pid} and {env:NAME} are filled in
+    #[arg(long, value_name = "TEMPLATE")]
+    pub greeting: Option<Greeting>,
+}
+
+impl FaultOptions {
+    /// Whether there is anything that a plain echo does not do.
+    pub fn is_some(&self) -> bool {
+        !self.fault.is_empty() || self.greeting.is_some()
+    }
+
+    /// How many connections may be accepted, and when.
+    pub(super) fn accepting(&self) -> Accepting {
+        let mut accepting = Accepting::Freely;
+        for fault in &self.fault {
+            match fault.kind {
+                Kind::NoAccept => accepting = Accepting::Never,
+                Kind::AcceptDelay(pause) => accepting = Accepting::Slowly(pause),
+                _ => {}
+            }
+        }
+        accepting
+    }
+
+    /// For how long the loop stands still, and how often.
+    pub(super) fn freezing(&self) -> Option<(Duration, Duration)> {
+        self.fault.iter().rev().find_map(|fault| match fault.kind {
+            Kind::Freeze { length, every } => Some((length, every)),
+            _ => None,
+        })
+    }
+
+    /// The datagrams' part of it, if there is one.
+    pub(super) fn datagrams(&self, counters: &SharedCounters) -> Option<Box<DatagramFaults>> {
+        let faults: Vec<_> = self.fault.iter().filter(|fault| fault.kind.is_for_datagrams()).cloned().collect();
+        let rng = Rng::with_seed(self.fault_seed);
+        (!faults.is_empty()).then(|| Box::new(DatagramFaults { faults, rng, counters: counters.clone(), held: None }))
+    }
+}
+
+/// How a server accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Accepting {
+    Freely,
+    Never,
+    /// With such a pause between two.
+    Slowly(Duration),
+}
+
+/// A kind of misbehaviour, and the share of connections that it is for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    kind: Kind,
+    share: f64,
+    text: String,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Kind {
+    Delay(Delay),
+    Chunk { sizes: RangeInclusive<u64>, pause: Duration },
+    Bandwidth(u64),
+    After { bytes: u64, then: Then },
+    HalfClose(HalfClose),
+    Drop(f64),
+    Corrupt(f64),
+    Duplicate(f64),
+    Swap(f64),
+    Translate(Translate),
+    Banner(Vec<u8>),
+    AcceptDelay(Duration),
+    NoAccept,
+    Freeze { length: Duration, every: Duration },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Delay {
+    Between(Duration, Duration),
+    Exponential(Duration),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Stall,
+    Reset,
+    Close,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HalfClose {
+    Ignore,
+    Reset,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Translate {
+    Crlf,
+    Telnet,
+    Utf8,
+    Nul,
+}
+
+impl Kind {
+    fn is_for_datagrams(&self) -> bool {
+        matches!(self, Kind::Drop(_) | Kind::Corrupt(_) | Kind::Duplicate(_) | Kind::Swap(_) | Kind::Translate(_))
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+const KINDS: &str = "delay, chunk, bandwidth, stall-after, reset-after, close-after, half-close, drop, corrupt, duplicate, \
+                     swap, translate, banner, accept-delay, no-accept, freeze";
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (spec, share) = match text.rsplit_once('@') {
+            Some((spec, share)) if share.starts_with(|first: char| first.is_ascii_digit() || first == '.') => {
+                (spec, probability(share).map_err(|error| format!("the share of connections, {share:?}: {error}"))?)
+            }
+            _ => (text, 1.0),
+        };
+        let (name, value) = spec.split_once('=').map_or((spec, None), |(name, value)| (name, Some(value)));
+        let value_of = |example: &str| value.ok_or_else(|| format!("{name} needs a value: write {name}={example}"));
+        let share_of = |kind: fn(f64) -> Kind| probability(value.unwrap_or("1")).map(kind);
+        let after = |then| Ok::<_, String>(Kind::After { bytes: size(value_of("64KiB")?)?, then });
+        let kind = match name {
+            "delay" => Kind::Delay(delay(value_of("5ms..50ms")?)?),
+            "chunk" => chunk(value_of("1..100")?)?,
+            "bandwidth" => Kind::Bandwidth(values::buffer_size(value_of("1MiB")?)? as u64),
+            "stall-after" => after(Then::Stall)?,
+            "reset-after" => after(Then::Reset)?,
+            "close-after" => after(Then::Close)?,
+            "half-close" => Kind::HalfClose(match value_of("ignore")? {
+                "ignore" => HalfClose::Ignore,
+                "reset" => HalfClose::Reset,
+                other => return Err(format!("half-close={other}: it is ignore or reset")),
+            }),
+            "drop" => share_of(Kind::Drop)?,
+            "corrupt" => share_of(Kind::Corrupt)?,
+            "duplicate" => share_of(Kind::Duplicate)?,
+            "swap" => share_of(Kind::Swap)?,
+            "translate" => Kind::Translate(match value_of("crlf")? {
+                "crlf" => Translate::Crlf,
+                "telnet" => Translate::Telnet,
+                "utf8" => Translate::Utf8,
+                "nul" => Translate::Nul,
+                other => return Err(format!("translate={other}: it is crlf, telnet, utf8 or nul")),
+            }),
+            "banner" => Kind::Banner(unescape(value_of("TEXT")?)?),
+            "accept-delay" => Kind::AcceptDelay(values::positive_duration(value_of("100ms")?)?),
+            "no-accept" if value.is_none() => Kind::NoAccept,
+            "no-accept" => return Err("no-accept takes no value".to_owned()),
+            "freeze" => {
+                let value = value_of("1s/10s")?;
+                let (length, every) = value.split_once('/').ok_or("write it as in freeze=1s/10s: 1s in each 10s")?;
+                let (length, every) = (values::positive_duration(length)?, values::positive_duration(every)?);
+                if length >= every {
+                    return Err(format!("frozen for {length:?} in each {every:?}, it would never serve"));
+                }
+                Kind::Freeze { length, every }
+            }
+            other => return Err(format!("there is no fault {other:?}: there are {KINDS}")),
+        };
+        if share < 1.0 && matches!(kind, Kind::AcceptDelay(_) | Kind::NoAccept | Kind::Freeze { .. }) {
+            return Err(format!("{name} is about the whole server, not about a share of its connections"));
+        }
+        Ok(Fault { kind, share, text: text.to_owned() })
+    }
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    let number = match text.strip_suffix('%') {
+        Some(percent) => percent.parse::<f64>().map(|percent| percent / 100.0),
+        None => text.parse(),
+    };
+    number.ok().filter(|it| (0.0..=1.0).contains(it)).ok_or("write a part of the whole as in 0.01 or 1%".to_owned())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}: write it as in 0, 4096, 64KiB"))?;
+    Ok(size.as_u64())
+}
+
+fn delay(text: &str) -> Result<Delay, String> {
+    if let Some(mean) = text.strip_prefix("exp:") {
+        return Ok(Delay::Exponential(values::positive_duration(mean)?));
+    }
+    let (shortest, longest) = text.split_once("..").unwrap_or((text, text));
+    let (shortest, longest) = (values::duration(shortest)?, values::duration(longest)?);
+    if shortest > longest {
+        return Err(format!("{shortest:?} is more than {longest:?}"));
+    }
+    Ok(Delay::Between(shortest, longest))
+}
+
+fn chunk(text: &str) -> Result<Kind, String> {
+    let (sizes, pause) = match text.split_once('/') {
+        Some((sizes, pause)) => (sizes, values::positive_duration(pause)?),
+        None => (text, CHUNK_PAUSE),
+    };
+    let (smallest, largest) = values::message_size(sizes)?;
+    Ok(Kind::Chunk { sizes: smallest..=largest, pause })
+}
+
+/// What a text with the escapes `\n`, `\r`, `\t`, `\0`, `\\` and `\xNN` stands for.
+fn unescape(text: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        rest = tail;
+        if first != b'\\' {
+            bytes.push(first);
+            continue;
+        }
+        let (&escape, tail) = rest.split_first().ok_or("a single \\ at the end: write \\\\")?;
+        rest = tail;
+        bytes.push(match escape {
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'0' => 0,
+            b'\\' => b'\\',
+            b'x' => {
+                let digits = rest.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+                let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+                rest = rest.get(2..).unwrap_or_default();
+                byte.ok_or("\\x needs two hexadecimal digits, as in \\xff")?
+            }
+            other => return Err(format!("\\{} is no escape: there are \\n \\r \\t \\0 \\\\ \\xNN", char::from(other))),
+        });
+    }
+    Ok(bytes)
+}
+
+/// A line that tells who answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeting(Vec<Part>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Host,
+    Port,
+    Process,
+    Variable(String),
+}
+
+impl FromStr for Greeting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (name, after) = after.split_once('}').ok_or("a { without its }")?;
+            parts.push(Part::Text(before.to_owned()));
+            parts.push(match name.split_once(':') {
+                None if name == "host" => Part::Host,
+                None if name == "port" => Part::Port,
+                None if name == "pid" => Part::Process,
+                Some(("env", variable)) if !variable.is_empty() => Part::Variable(variable.to_owned()),
+                _ => {
+                    return Err(format!(
+                        "{{{name}}} is not known: there are {{host}}, {{port}}, {{pid}} and {{env:NAME}}"
+                    ));
+                }
+            });
+            rest = after;
+        }
+        parts.push(Part::Text(rest.to_owned()));
+        Ok(Greeting(parts))
+    }
+}
+
+impl Greeting {
+    /// The line of a server that listens on this port.
+    fn line(&self, port: Option<u16>) -> Vec<u8> {
+        let fill = |part: &Part| match part {
+            Part::Text(text) => text.clone(),
+            Part::Host => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            Part::Port => port.map_or_else(String::new, |port| port.to_string()),
+            Part::Process => std::process::id().to_string(),
+            Part::Variable(name) => {
+                std::env::var_os(name).map_or_else(String::new, |value| value.to_string_lossy().into_owned())
+            }
+        };
+        let mut line: String = self.0.iter().map(fill).collect();
+        line.push('\n');
+        line.into_bytes()
+    }
+}
+
+crate::counters! {
+    /// What a server did wrong on request.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub struct FaultCounters {
+        /// Connections that were to misbehave
+        connections: Total = "faulty connections",
+        /// Reads that were echoed later
+        delayed: Total = "delayed",
+        /// Pieces that echoes were cut into, for a chunk size or a bandwidth
+        pieces: Total = "pieces",
+        /// Connections that stalled
+        stalled: Total = "stalled",
+        /// Connections that were reset
+        reset: Total = "reset",
+        /// Connections that were closed early
+        closed: Total = "closed early",
+        /// Ends of peers that were ignored
+        ignored_ends: Total = "ends ignored",
+        /// Reads or datagrams that were dropped
+        dropped: Total = "lost on request",
+        /// Reads or datagrams of which a bit was changed
+        corrupted: Total = "corrupted",
+        /// Reads or datagrams that were echoed twice
+        duplicated: Total = "duplicated",
+        /// Reads whose halves, or datagrams that, changed places
+        swapped: Total = "swapped",
+        /// Reads or datagrams that were translated
+        translated: Total = "translated",
+        /// Banners sent
+        banners: Total = "banners",
+        /// Times that the whole loop stood still
+        freezes: Total = "freezes",
+    }
+}
+
+/// Counters that streams and datagrams share.
+pub(super) type SharedCounters = Rc<RefCell<FaultCounters>>;
+
+/// An echo that misbehaves.
+pub struct Faulty {
+    echo: Echo,
+    faults: Vec<Fault>,
+    seed: u64,
+    greeting: Vec<u8>,
+    template: Option<Greeting>,
+    /// Connections so far: a number for each.
+    count: u64,
+    counters: SharedCounters,
+}
+
+/// What is remembered about a connection.
+pub struct Victim {
+    echo: Option<Box<Session>>,
+    plan: Option<Box<Plan>>,
+}
+
+/// How one connection is to misbehave, and how far that has got.
+#[derive(Default)]
+struct Plan {
+    rng: Rng,
+    delay: Option<Delay>,
+    chunk: Option<(RangeInclusive<u64>, Duration)>,
+    bandwidth: Option<u64>,
+    /// After so many bytes more.
+    limit: Option<(u64, Then)>,
+    half_close: Option<HalfClose>,
+    alter: Alter,
+    banner: Vec<u8>,
+    /// What has been received and not echoed, from `at` on; and when the next piece of it is due.
+    held: Vec<u8>,
+    at: usize,
+    due: Option<Instant>,
+    stalled: bool,
+}
+
+/// What is done to the bytes of one message.
+#[derive(Default)]
+struct Alter {
+    drop: f64,
+    corrupt: f64,
+    duplicate: f64,
+    swap: f64,
+    translate: Option<Translate>,
+}
+
+impl Alter {
+    /// Takes in a fault, if it is one of these.
+    fn add(&mut self, kind: &Kind) {
+        match kind {
+            Kind::Drop(part) => self.drop = *part,
+            Kind::Corrupt(part) => self.corrupt = *part,
+            Kind::Duplicate(part) => self.duplicate = *part,
+            Kind::Swap(part) => self.swap = *part,
+            Kind::Translate(how) => self.translate = Some(*how),
+            _ => {}
+        }
+    }
+
+    /// What becomes of the bytes, but for how often and in which order they are sent; `None`: they are dropped.
+    fn bytes(&self, rng: &mut Rng, counters: &mut FaultCounters, bytes: &[u8]) -> Option<Vec<u8>> {
+        if rng.f64() < self.drop {
+            counters.dropped += 1;
+            return None;
+        }
+        let mut bytes = bytes.to_vec();
+        if let Some(how) = self.translate {
+            let translated = how.translate(&bytes);
+            counters.translated += u64::from(translated != bytes);
+            bytes = translated;
+        }
+        if !bytes.is_empty() && rng.f64() < self.corrupt {
+            counters.corrupted += 1;
+            let at = rng.usize(..bytes.len());
+            bytes[at] ^= 1 << rng.u32(..8);
+        }
+        Some(bytes)
+    }
+}
+
+impl Translate {
+    fn translate(self, bytes: &[u8]) -> Vec<u8> {
+        match self {
+            Translate::Crlf => {
+                bytes.iter().flat_map(|&it| [b'\r', it].into_iter().skip(usize::from(it != b'\n'))).collect()
+            }
+            Translate::Telnet => {
+                bytes.iter().flat_map(|&it| [255, it].into_iter().skip(usize::from(it != 255))).collect()
+            }
+            Translate::Utf8 => String::from_utf8_lossy(bytes).into_owned().into_bytes(),
+            Translate::Nul => bytes.iter().copied().filter(|&it| it != 0).collect(),
+        }
+    }
+}
+
+impl Faulty {
+    /// An echo that does what the options say.
+    pub(super) fn new(echo: Echo, options: &FaultOptions, counters: SharedCounters) -> Self {
+        let (faults, template) = (options.fault.clone(), options.greeting.clone());
+        Faulty { echo, faults, seed: options.fault_seed, greeting: Vec::new(), template, count: 0, counters }
+    }
+
+    /// Says on which port it listens, for the greeting.
+    pub(super) fn set_port(&mut self, port: Option<u16>) {
+        self.greeting = self.template.as_ref().map_or_else(Vec::new, |template| template.line(port));
+    }
+
+    /// How the next connection is to misbehave, if it is.
+    fn plan(&mut self) -> Option<Box<Plan>> {
+        self.count += 1;
+        // The same for the same number, whatever other connections do.
+        let mut rng = Rng::with_seed(self.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.count);
+        let mut plan = Plan::default();
+        let mut any = false;
+        for fault in &self.faults {
+            if rng.f64() >= fault.share {
+                continue;
+            }
+            any = true;
+            match &fault.kind {
+                Kind::Delay(delay) => plan.delay = Some(*delay),
+                Kind::Chunk { sizes, pause } => plan.chunk = Some((sizes.clone(), *pause)),
+                Kind::Bandwidth(rate) => plan.bandwidth = Some(*rate),
+                Kind::After { bytes, then } if plan.limit.is_none_or(|(before, _)| *bytes < before) => {
+                    plan.limit = Some((*bytes, *then));
+                }
+                Kind::HalfClose(how) => plan.half_close = Some(*how),
+                Kind::Banner(text) => plan.banner.clone_from(text),
+                other => plan.alter.add(other),
+            }
+        }
+        plan.rng = rng;
+        any.then(|| {
+            self.counters.borrow_mut().connections += 1;
+            Box::new(plan)
+        })
+    }
+
+    /// Echoes what is due of what is held, and says when the next piece is.
+    fn release<S: Stream>(&mut self, transport: &mut Transport<'_, S>, state: &mut Victim) {
+        let Some(plan) = &mut state.plan else { return };
+        let now = transport.now();
+        loop {
+            if plan.limit.is_some_and(|(left, _)| left == 0) {
+                plan.end(transport, &self.counters);
+                return;
+            }
+            if plan.at == plan.held.len() || !transport.is_open() {
+                plan.forget();
+                transport.resume_reading();
+                return;
+            }
+            let due = plan.due.unwrap_or(now);
+            if due > now {
+                transport.pause_reading();
+                return;
+            }
+            let rest = plan.held.len() - plan.at;
+            let (size, pause) = plan.next_piece(rest as u64);
+            let piece = &plan.held[plan.at..plan.at + size];
+            Protocol::<S>::received(&mut self.echo, transport, &mut state.echo, piece);
+            plan.at += size;
+            plan.due = Some(due + pause);
+            self.counters.borrow_mut().pieces += u64::from(size < rest);
+        }
+    }
+}
+
+impl Plan {
+    /// How many of so many bytes are echoed next, and how long it is to the piece after that.
+    fn next_piece(&mut self, rest: u64) -> (usize, Duration) {
+        let (mut size, mut pause) = (rest, Duration::ZERO);
+        if let Some((sizes, between)) = &self.chunk {
+            size = size.min(self.rng.u64(sizes.clone()));
+            pause = *between;
+        }
+        if let Some(rate) = self.bandwidth {
+            size = size.min((rate / BANDWIDTH_PIECES_PER_SECOND).max(1));
+        }
+        if let Some((left, _)) = &mut self.limit {
+            size = size.min(*left);
+            *left -= size;
+        }
+        if let Some(rate) = self.bandwidth {
+            pause += Duration::from_secs_f64(size as f64 / rate as f64);
+        }
+        (size as usize, pause)
+    }
+
+    fn forget(&mut self) {
+        // What is due of a bandwidth is kept: a pause between two reads is not made up for.
+        (self.held, self.at) = (Vec::new(), 0);
+    }
+
+    /// The limit has been reached.
+    fn end<S: Stream>(&mut self, transport: &mut Transport<'_, S>, counters: &SharedCounters) {
+        let Some((_, then)) = self.limit.take() else { return };
+        self.forget();
+        self.due = None;
+        debug!("token {}: fault: {then:?}", transport.token().0);
+        let mut counters = counters.borrow_mut();
+        match then {
+            Then::Stall => {
+                counters.stalled += 1;
+                self.stalled = true;
+                transport.pause_reading();
+            }
+            Then::Reset => {
+                counters.reset += 1;
+                transport.abort();
+            }
+            Then::Close => {
+                counters.closed += 1;
+                transport.close();
+            }
+        }
+    }
+
+    fn draw_delay(&mut self) -> Option<Duration> {
+        Some(match self.delay? {
+            Delay::Between(shortest, longest) => shortest + (longest - shortest).mul_f64(self.rng.f64()),
+            Delay::Exponential(mean) => mean.mul_f64(-(1.0 - self.rng.f64()).ln()),
+        })
+    }
+
+    /// Takes in what a read brought.
+    fn take(&mut self, token: Token, now: Instant, counters: &mut FaultCounters, bytes: &[u8]) {
+        let Some(mut bytes) = self.alter.bytes(&mut self.rng, counters, bytes) else {
+            debug!("token {}: fault: dropped a read", token.0);
+            return;
+        };
+        if bytes.len() > 1 && self.rng.f64() < self.alter.swap {
+            counters.swapped += 1;
+            let middle = bytes.len() / 2;
+            bytes.rotate_left(middle);
+        }
+        if self.rng.f64() < self.alter.duplicate {
+            counters.duplicated += 1;
+            bytes = bytes.repeat(2);
+        }
+        if self.held.is_empty() {
+            self.held = bytes;
+        } else {
+            self.held.extend(bytes);
+        }
+        let earliest = self.due.filter(|due| *due > now).unwrap_or(now);
+        self.due = Some(earliest);
+        if let Some(delay) = self.draw_delay() {
+            counters.delayed += 1;
+            debug!("token {}: fault: delayed by {delay:?}", token.0);
+            self.due = Some(earliest.max(now + delay));
+        }
+    }
+}
+
+impl<S: Stream> Protocol<S> for Faulty {
+    type State = Victim;
+
+    fn accept(&mut self, origin: Origin, now: Instant) -> Result<Victim, reactor::Refusal> {
+        let echo = Protocol::<S>::accept(&mut self.echo, origin, now)?;
+        Ok(Victim { echo, plan: self.plan() })
+    }
+
+    fn opened(&mut self, transport: &mut Transport<'_, S>, state: &mut Victim) {
+        transport.write(&self.greeting);
+        Protocol::<S>::opened(&mut self.echo, transport, &mut state.echo);
+        let Some(plan) = &mut state.plan else { return };
+        if !plan.banner.is_empty() {
+            self.counters.borrow_mut().banners += 1;
+            transport.write(&plan.banner);
+        }
+        self.release(transport, state); // it may be that nothing at all is to be echoed
+    }
+
+    fn received(&mut self, transport: &mut Transport<'_, S>, state: &mut Victim, bytes: &[u8]) {
+        let Some(plan) = &mut state.plan else {
+            return Protocol::<S>::received(&mut self.echo, transport, &mut state.echo, bytes);
+        };
+        plan.take(transport.token(), transport.now(), &mut self.counters.borrow_mut(), bytes);
+        self.release(transport, state);
+    }
+
+    fn read_drained(&mut self, transport: &mut Transport<'_, S>, state: &mut Victim) {
+        Protocol::<S>::read_drained(&mut self.echo, transport, &mut state.echo);
+    }
+
+    fn flushed(&mut self, transport: &mut Transport<'_, S>, state: &mut Victim) {
+        Protocol::<S>::flushed(&mut self.echo, transport, &mut state.echo);
+    }
+
+    fn eof(&mut self, transport: &mut Transport<'_, S>, state: &mut Victim) {
+        match state.plan.as_ref().and_then(|plan| plan.half_close) {
+            Some(HalfClose::Ignore) => {
+                debug!("token {}: fault: the peer's end is ignored", transport.token().0);
+                self.counters.borrow_mut().ignored_ends += 1;
+            }
+            Some(HalfClose::Reset) => {
+                debug!("token {}: fault: the peer's end is answered with a reset", transport.token().0);
+                self.counters.borrow_mut().reset += 1;
+                transport.abort();
+            }
+            None => Protocol::<S>::eof(&mut self.echo, transport, &mut state.echo),
+        }
+    }
+
+    fn deadline(&self, state: &Victim) -> Option<Instant> {
+        let held = state.plan.as_ref().filter(|plan| !plan.held.is_empty()).and_then(|plan| plan.due);
+        let echo = Protocol::<S>::deadline(&self.echo, &state.echo);
+        [held, echo].into_iter().flatten().min()
+    }
+
+    fn expired(&mut self, transport: &mut Transport<'_, S>, state: &mut Victim) {
+        if Protocol::<S>::deadline(&self.echo, &state.echo).is_some_and(|due| due <= transport.now()) {
+            return Protocol::<S>::expired(&mut self.echo, transport, &mut state.echo);
+        }
+        self.release(transport, state);
+    }
+
+    fn closed(&mut self, token: Token, state: Victim, reason: &CloseReason) {
+        Protocol::<S>::closed(&mut self.echo, token, state.echo, reason);
+    }
+}
+
+impl<S: Stream> StreamService<S> for Faulty {
+    fn echo(&self) -> &Echo {
+        &self.echo
+    }
+}
+
+/// What is done to datagrams.
+pub(super) struct DatagramFaults {
+    faults: Vec<Fault>,
+    rng: Rng,
+    counters: SharedCounters,
+    /// One that is sent behind the next.
+    held: Option<(Vec<u8>, Envelope)>,
+}
+
+impl DatagramFaults {
+    /// Answers a datagram, or not, or otherwise.
+    pub fn answer<D: DatagramSocket>(&mut self, outlet: &mut Outlet<'_, D>, bytes: &[u8], envelope: &Envelope) -> Sent {
+        let mut alter = Alter::default();
+        for fault in &self.faults {
+            if self.rng.f64() < fault.share {
+                alter.add(&fault.kind);
+            }
+        }
+        let altered = alter.bytes(&mut self.rng, &mut self.counters.borrow_mut(), bytes);
+        let Some(bytes) = altered else { return Sent::Taken };
+        if self.held.is_none() && self.rng.f64() < alter.swap {
+            self.counters.borrow_mut().swapped += 1;
+            self.held = Some((bytes, *envelope));
+            return Sent::Taken;
+        }
+        if self.rng.f64() < alter.duplicate {
+            self.counters.borrow_mut().duplicated += 1;
+            outlet.send(&bytes, envelope);
+        }
+        let sent = outlet.send(&bytes, envelope);
+        if let Some((bytes, envelope)) = self.held.take() {
+            outlet.send(&bytes, &envelope);
+        }
+        sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::scripted::{Scripted, Wire, read_closed, readable};
+    use crate::reactor::{Reactor, Settings, Source};
+
+    struct World {
+        reactor: Reactor<Scripted, Faulty>,
+        counters: SharedCounters,
+        now: Instant,
+    }
+
+    impl World {
+        fn new(specs: &[&str]) -> World {
+            World::seeded(specs, 1)
+        }
+
+        fn seeded(specs: &[&str], seed: u64) -> World {
+            let fault = specs.iter().map(|spec| spec.parse().unwrap()).collect();
+            let options = FaultOptions { fault, fault_seed: seed, greeting: None };
+            let counters = SharedCounters::default();
+            let faulty = Faulty::new(Echo::new(None, None), &options, counters.clone());
+            World { reactor: Reactor::new(faulty, Settings::default()), counters, now: Instant::now() }
+        }
+
+        fn open(&mut self) -> (Token, Wire) {
+            let wire = Wire::default();
+            let now = self.now;
+            let opened = self.reactor.open(|_, faulty| {
+                let state = Protocol::<Scripted>::accept(faulty, Origin::Unix, now).unwrap();
+                Ok((wire.socket(), state))
+            });
+            (opened.unwrap(), wire)
+        }
+
+        fn arrive(&mut self, (token, wire): &(Token, Wire), bytes: &[u8]) {
+            wire.arrive(bytes);
+            self.reactor.turn_with(self.now, [readable(*token)]);
+        }
+
+        fn pass(&mut self, millis: u64) {
+            self.now += Duration::from_millis(millis);
+            self.reactor.turn(self.now);
+        }
+
+        /// Passes the time that the loop would sleep, until nothing is to come.
+        fn run(&mut self) {
+            for _ in 0..100_000 {
+                let Some(sleep) = self.reactor.sleep(self.now) else { return };
+                self.now += sleep;
+                self.reactor.turn(self.now);
+            }
+            panic!("it never rests");
+        }
+    }
+
+    #[test]
+    fn a_delayed_connection_is_not_read_meanwhile() {
+        let mut world = World::new(&["delay=50ms"]);
+        let peer = world.open();
+        world.arrive(&peer, b"one");
+        world.arrive(&peer, b"two");
+        assert_eq!((peer.1.written(), peer.1.0.borrow().read.len()), (vec![], 3), "the second waits in the kernel");
+        world.pass(49);
+        assert_eq!(peer.1.written(), b"");
+        world.pass(5);
+        assert_eq!(peer.1.written(), b"one");
+        world.run();
+        assert_eq!(peer.1.written(), b"onetwo");
+        assert_eq!(world.counters.borrow().delayed, 2);
+    }
+
+    #[test]
+    fn pieces_and_bandwidth_take_their_time_and_lose_nothing() {
+        let message = [b'x'; 1000];
+        for (spec, millis) in [("chunk=10/5ms", 99 * 5), ("bandwidth=10000", 90)] {
+            let mut world = World::new(&[spec]);
+            let peer = world.open();
+            let began = world.now;
+            world.arrive(&peer, &message);
+            world.run();
+            assert_eq!(peer.1.written(), message);
+            let took = world.now - began;
+            assert!(took >= Duration::from_millis(millis) && took < Duration::from_millis(millis + 20), "{took:?}");
+        }
+    }
+
+    #[test]
+    fn limits_end_a_connection_each_in_its_way() {
+        for (spec, echoed, dropped) in
+            [("stall-after=5", 5, false), ("reset-after=5", 5, true), ("close-after=0", 0, false)]
+        {
+            let mut world = World::new(&[spec]);
+            let peer = world.open();
+            world.arrive(&peer, b"0123456789");
+            assert_eq!(peer.1.written(), b"0123456789"[..echoed], "{spec}");
+            assert_eq!((peer.1.dropped(), peer.1.shut()), (dropped, spec.starts_with("close")), "{spec}");
+            assert_eq!(peer.1.reset(), dropped, "{spec}");
+        }
+    }
+
+    #[test]
+    fn an_end_is_ignored_or_answered_with_reset() {
+        for (spec, dropped) in [("half-close=ignore", false), ("half-close=reset", true)] {
+            let mut world = World::new(&[spec]);
+            let peer = world.open();
+            world.arrive(&peer, b"hello");
+            peer.1.end();
+            world.reactor.turn_with(world.now, [read_closed(peer.0)]);
+            assert_eq!(
+                (peer.1.written(), peer.1.shut(), peer.1.dropped()),
+                (b"hello".to_vec(), false, dropped),
+                "{spec}"
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_are_altered_as_told() {
+        for (spec, sent, echoed) in [
+            ("drop", &b"ab"[..], &b""[..]),
+            ("duplicate", b"ab", b"abab"),
+            ("swap", b"ab", b"ba"),
+            ("translate=crlf", b"a\nb", b"a\r\nb"),
+            ("translate=telnet", b"\xff\xfd", b"\xff\xff\xfd"),
+            ("translate=utf8", b"\xe2\x82", "\u{fffd}".as_bytes()),
+            ("translate=nul", b"a\0b", b"ab"),
+            ("banner=hi\\n", b"", b"hi\n"),
+        ] {
+            let mut world = World::new(&[spec]);
+            let peer = world.open();
+            world.arrive(&peer, sent);
+            assert_eq!(peer.1.written(), echoed, "{spec}");
+        }
+        let mut world = World::new(&["corrupt"]);
+        let peer = world.open();
+        world.arrive(&peer, b"ab");
+        let bits: u32 = peer.1.written().iter().zip(b"ab").map(|(is, was)| (is ^ was).count_ones()).sum();
+        assert_eq!(bits, 1);
+    }
+
+    #[test]
+    fn the_same_seed_chooses_the_same_connections() {
+        let chosen = |seed| {
+            let mut world = World::seeded(&["drop@30%"], seed);
+            let peers: Vec<_> = (0..200).map(|_| world.open()).collect();
+            peers.iter().for_each(|peer| world.arrive(peer, b"x"));
+            peers.iter().map(|peer| peer.1.written().is_empty()).collect::<Vec<_>>()
+        };
+        let first = chosen(7);
+        assert_eq!(first, chosen(7));
+        assert_ne!(first, chosen(8));
+        let count = first.iter().filter(|chosen| **chosen).count();
+        assert!((30..90).contains(&count), "{count} of 200");
+    }
+
+    #[test]
+    fn a_stop_sends_what_is_delayed() {
+        let mut world = World::new(&["delay=50ms"]);
+        let peer = world.open();
+        world.arrive(&peer, b"late");
+        world.reactor.drain();
+        world.pass(55);
+        peer.1.end();
+        world.reactor.turn_with(world.now, [read_closed(peer.0)]);
+        assert_eq!(peer.1.written(), b"late");
+        assert!(peer.1.dropped());
+    }
+
+    #[test]
+    fn mistakes_name_cause_and_remedy() {
+        for (text, says) in [
+            ("dealy=5ms", "there are delay, chunk"),
+            ("delay", "write delay=5ms..50ms"),
+            ("delay=9ms..1ms", "is more than"),
+            ("drop=2", "0.01 or 1%"),
+            ("drop@200%", "the share of connections"),
+            ("half-close=never", "ignore or reset"),
+            ("freeze=2s/1s", "never serve"),
+            ("freeze=1s/2s@5%", "the whole server"),
+            ("banner=\\q", "is no escape"),
+            ("no-accept=1", "takes no value"),
+        ] {
+            let error = text.parse::<Fault>().unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+        assert!("{who}".parse::<Greeting>().unwrap_err().contains("{env:NAME}"));
+        assert!("banner=me@home".parse::<Fault>().is_ok(), "no share");
+    }
+
+    #[test]
+    fn the_greeting_is_filled_in() {
+        let greeting: Greeting = "port {port}, process {pid}, {env:NO_SUCH_VARIABLE}!".parse().unwrap();
+        let line = format!("port 7, process {}, !\n", std::process::id());
+        assert_eq!(greeting.line(Some(7)), line.as_bytes());
+    }
+}
