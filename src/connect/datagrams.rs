@@ -294,6 +294,10 @@ fn open(address: SocketAddr) -> io::Result<UdpSocket> {
         io::Result::Ok(socket)
     };
     let socket = connected()?;
-    // The port that we got may be the one that is asked: we would answer ourselves. While it is open, we get another.
-    if socket.local_addr()? == address { connected() } else { Ok(socket) }
+    if socket.local_addr()? != address {
+        return Ok(socket);
+    }
+    // The port that we got is the one that is asked: nobody listens, and we would answer ourselves. While it is open, we
+    // get another, if there is one.
+    connected().map_err(|_| ErrorKind::ConnectionRefused.into())
 }
