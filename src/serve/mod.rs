@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use indicatif::HumanCount;
-use log::{info, warn};
+use log::{debug, info, warn};
 use rustix::io::Errno;
 use signal_hook::low_level::signal_name;
 
@@ -224,6 +224,8 @@ impl<P: StreamService<Socket>> Server<P> {
             Endpoint::Tcp(address) => format!("inside: http://{address}/"),
             other => format!("inside: {other}"),
         }));
+        // Standard output may lead nowhere.
+        lines.iter().for_each(|line| debug!("{line}"));
         let mut printer = self.printer.borrow_mut();
         lines.iter().for_each(|line| printer.print(|out| writeln!(out, "{line}")));
         printer.flush();

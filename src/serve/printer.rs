@@ -36,7 +36,7 @@ impl Wording for Lines {
     }
 
     fn left_out(&mut self, lines: u64, _: &mut Vec<u8>) {
-        warn!("{} messages were not printed", HumanCount(lines));
+        warn!("lines that could not be printed: {}", HumanCount(lines));
     }
 
     fn failed(&mut self, error: &io::Error) {
