@@ -70,6 +70,8 @@ impl Pace<'_> {
 pub(super) struct Outcome {
     pub ledger: Ledger,
     pub errors: BTreeMap<ErrorKind, ErrorCount>,
+    /// Messages per second that were to be sent; `None`: a closed loop.
+    pub asked: Option<f64>,
     /// Why the window was ended before its time, if it was.
     pub cut: Option<Cut>,
     pub stalls: Stalls,
@@ -307,7 +309,7 @@ impl<'a, W: World> Driver<'a, W> {
         let open = load.open();
         let (ledger, errors) = load.record.take(open).context("the window was not opened")?;
         let stalls = std::mem::replace(&mut self.stalls, Stalls::new());
-        Ok(Outcome { ledger, errors, cut, stalls, cpu, watched })
+        Ok(Outcome { ledger, errors, asked: pace.rate, cut, stalls, cpu, watched })
     }
 
     /// Opens connections for the slots that lost theirs.

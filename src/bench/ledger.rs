@@ -271,6 +271,12 @@ impl Ledger {
         within.max(self.outcomes.all_answered() as f64 / seconds(took))
     }
 
+    /// The rate at which the messages of a schedule were answered that were due within `length` seconds.
+    pub fn rate_of_schedule(&self, length: f64) -> f64 {
+        let took = self.answers.map_or(length, |(first, last)| length.max(seconds(last - first)));
+        self.rate().max(self.outcomes.all_answered() as f64 / took.max(1e-9))
+    }
+
     /// Bytes of answers per second.
     pub fn bytes_per_second(&self) -> f64 {
         self.rate() * self.bytes as f64 / self.outcomes.all_answered().max(1) as f64

@@ -26,6 +26,8 @@ mod record;
 pub mod report;
 mod schedule;
 mod search;
+#[cfg(test)]
+mod simulation;
 mod stalls;
 mod summary;
 mod verdict;
@@ -38,8 +40,8 @@ use indicatif::ProgressBar;
 use clock::Nanos;
 use dial::Route;
 use driver::{Driver, Outcome, Pace};
-use machine::Machine;
-use watch::Precision;
+use machine::{Machine, World};
+use watch::{Precision, Usage};
 
 pub use config::Config;
 pub use criterion::Criterion;
@@ -65,17 +67,11 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
 
 /// The same, over routes that have been found.
 fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
-    let before = config.watch_pid.map(|pid| watch::usage(pid, Precision::Exact)).transpose()?;
     let machine = Machine::new(config, routes)?;
-    let (datagrams, max_closing) = (machine.is_datagrams(), machine.max_closing(config));
+    let (datagrams, max_closing, open_files) =
+        (machine.is_datagrams(), machine.max_closing(config), machine.open_files);
     let mut driver = Driver::new(config, machine, datagrams, max_closing, ProgressBar::new(0));
-    let started = SystemTime::now();
-    let began = driver.load_mut().clock.read();
-    let opening = driver.open_all()?;
-    let belated = driver.await_start()?;
-    let connected = config.watch_pid.map(|pid| watch::usage(pid, Precision::Exact)).transpose()?;
-    driver.peak = connected.map_or(0, |usage| usage.resident);
-    let (idle, busy) = (driver.load().open_idle(), driver.load().open());
+    let opened = open(config, &mut driver)?;
     let (outcome, search) = match &config.find_rate {
         Some(criterion) => {
             let (outcome, search) = search::search(&mut driver, config, criterion)?;
@@ -84,6 +80,45 @@ fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
         None => (driver.stage(&Pace::of(config))?, None),
     };
     driver.progress.finish_and_clear();
+    let mut run = assemble(config, &driver, opened, outcome, search);
+    run.host = Host::here(open_files);
+    Ok(run)
+}
+
+/// What is known when the connections are open.
+struct Opened {
+    started: SystemTime,
+    began: Nanos,
+    opening: Duration,
+    belated: Option<String>,
+    watched: Option<(Usage, Usage)>,
+    busy: u64,
+    idle: u64,
+}
+
+/// Opens the connections, and waits until it is time to begin.
+fn open<W: World>(config: &Config, driver: &mut Driver<W>) -> anyhow::Result<Opened> {
+    let usage = || config.watch_pid.map(|pid| watch::usage(pid, Precision::Exact)).transpose();
+    let before = usage()?;
+    let started = SystemTime::now();
+    let began = driver.load_mut().clock.read();
+    let opening = driver.open_all()?;
+    let belated = driver.await_start()?;
+    let connected = usage()?;
+    driver.peak = connected.map_or(0, |usage| usage.resident);
+    let (busy, idle) = (driver.load().open(), driver.load().open_idle());
+    Ok(Opened { started, began, opening, belated, watched: before.zip(connected), busy, idle })
+}
+
+/// Puts together what is known of a run.
+fn assemble<W: World>(
+    config: &Config,
+    driver: &Driver<W>,
+    opened: Opened,
+    outcome: Outcome,
+    search: Option<Search>,
+) -> Run {
+    let Opened { started, began, opening, belated, watched: used, busy, idle } = opened;
     let time =
         |at: Nanos| summary::timestamp(started + Duration::from_nanos(at.saturating_sub(began))).unwrap_or_default();
     let mut warnings = verdict::warnings(config, &outcome);
@@ -91,9 +126,9 @@ fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
     warnings.extend(belated);
     let explains = verdict::explained(config, &outcome);
     let rate_kept = verdict::rate(&outcome);
-    let Outcome { mut ledger, errors, cut, stalls, cpu, watched } = outcome;
+    let Outcome { mut ledger, errors, cut, stalls, cpu, watched, asked: _ } = outcome;
     let messages = ledger.messages();
-    let watched = watched.zip(before).zip(connected).map(|(((began, ended), before), connected)| {
+    let watched = watched.zip(used).map(|((began, ended), (before, connected))| {
         let used = ended.cpu.saturating_sub(began.cpu);
         let grown = connected.resident as f64 - before.resident as f64;
         Watched {
@@ -108,7 +143,7 @@ fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
     });
     let (schema, version, echoloop) = Run::marks();
     let record = &driver.load().record;
-    Ok(Run {
+    Run {
         schema,
         version,
         echoloop,
@@ -121,9 +156,9 @@ fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
         parts: Vec::new(),
         interrupted: cut == Some(Cut::Interrupted),
         cut,
-        addresses: machine::World::addresses(&driver.world),
+        addresses: driver.world.addresses(),
         config: config.settings(),
-        host: Host::here(driver.world.open_files),
+        host: Host::here(None),
         connections: Connections {
             asked: config.connections as u64,
             opened: busy,
@@ -143,7 +178,7 @@ fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
         rate_kept,
         response: Latency::from(ledger.response()),
         service: ledger.service().map(Latency::from),
-        datagrams: datagrams.then_some(Datagrams {
+        datagrams: driver.link.may_lose().then_some(Datagrams {
             lost: messages.unanswered,
             reordered: ledger.reordered,
             duplicates: ledger.duplicates,
@@ -162,5 +197,5 @@ fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
         watched,
         search,
         criteria: Vec::new(),
-    })
+    }
 }

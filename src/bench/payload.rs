@@ -53,9 +53,16 @@ impl Payload {
     pub fn prepare(&mut self, connection: u64) {
         while self.blocks.len() as u64 <= block_of(connection) {
             let seed = self.seed.wrapping_add((self.blocks.len() as u64).wrapping_mul(0xD1B5_4A32_D192_ED03));
-            let random: Vec<u8> = (0..PERIOD.div_ceil(8)).flat_map(|word| mix(seed, word).to_le_bytes()).collect();
-            let period = &random[..PERIOD as usize];
-            self.blocks.push(period.iter().copied().cycle().take(period.len() + PIECE).collect());
+            let mut block = Vec::with_capacity(PERIOD as usize + PIECE);
+            for word in 0..PERIOD.div_ceil(8) {
+                block.extend_from_slice(&mix(seed, word).to_le_bytes());
+            }
+            block.truncate(PERIOD as usize);
+            while block.len() < PERIOD as usize + PIECE {
+                let missing = PERIOD as usize + PIECE - block.len();
+                block.extend_from_within(..missing.min(PERIOD as usize));
+            }
+            self.blocks.push(block.into_boxed_slice());
         }
     }
 

@@ -21,6 +21,7 @@ pub(super) struct Record {
     pub closing: Histogram<u64>,
     /// Connections that were closed here and not by the server, until they were given up.
     pub never_closed: u64,
+    /// Connections that were opened in the window in place of others.
     pub reopened: u64,
     pub errors: BTreeMap<ErrorKind, ErrorCount>,
     pub mismatches: Vec<Mismatch>,
@@ -41,6 +42,7 @@ impl Record {
 
     /// Begins to measure.
     pub fn open(&mut self, now: Nanos, end: Option<Nanos>, open_loop: bool, timeout: Nanos) {
+        self.reopened = 0;
         self.ledger = Some(Ledger::open(now, end, open_loop, timeout, self.error_count()));
     }
 
@@ -115,6 +117,11 @@ impl Record {
         if let Some(ledger) = &mut self.ledger {
             ledger.answered(count, bytes, due, sent, now);
         }
+    }
+
+    /// The shortest time that is not told apart from `nanoseconds`.
+    pub fn resolution(&self, nanoseconds: Nanos) -> Nanos {
+        self.connect.lowest_equivalent(nanoseconds)
     }
 
     /// See [`Ledger::lost`].

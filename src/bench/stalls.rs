@@ -45,10 +45,10 @@ impl Stalls {
                         Some(in_flight) => in_flight as f64,
                         None => per_second * seconds(cell.value_iterated_to().saturating_sub(least)),
                     };
-                    cell.count_at_value() as f64 * each.max(1.0)
+                    cell.count_at_value() as f64 * each
                 })
                 .sum();
-            waited > 0.0 && waited >= all * share / 2.0
+            value > LATE && waited >= (all * share / 2.0).max(0.5)
         };
         let mut explained = Vec::new();
         if all == 0.0 {
@@ -73,8 +73,8 @@ mod tests {
     #[test]
     fn a_stall_explains_what_waited_for_it() {
         let mut latency = Distribution::new();
-        latency.record(100_000, 99_990);
-        latency.record(1_000_000_000, 10);
+        latency.record(100_000, 99_980);
+        latency.record(1_000_000_000, 20);
         let mut stalls = Stalls::new();
         (0..1000).for_each(|_| stalls.note(20_000));
         assert_eq!(stalls.explain(&latency, 10_000_000_000, Some(10)), Vec::<String>::new());

@@ -205,7 +205,7 @@ pub struct Connections {
     pub idle_opened: u64,
     /// How long it took to open all of these.
     pub opening_seconds: f64,
-    /// Connections that were opened after that, in place of others.
+    /// Connections that were opened in the measured window, in place of others.
     pub reopened: u64,
     /// From before connect(2) to when it was seen to be done.
     pub connect: Latency,

@@ -19,12 +19,15 @@ const MIN_MISSING: f64 = 3.0;
 /// The shortest window of which a share of the processor's time says something.
 const MIN_WINDOW: f64 = 0.1;
 
-/// Whether the rate of an open loop was kept: all that was due answered in time. `None` in a closed loop.
+/// Whether the rate of an open loop was kept: all that was due answered in time, and as fast as it was due. `None` in a
+/// closed loop.
 pub(super) fn rate(outcome: &Outcome) -> Option<RateKept> {
-    let ledger = &outcome.ledger;
-    ledger.service()?;
+    let (ledger, asked) = (&outcome.ledger, outcome.asked?);
     let Outcomes { due, answered, never_sent, .. } = ledger.outcomes;
-    let missing = (due - answered) as f64;
+    let length = due as f64 / asked;
+    let reached = ledger.rate_of_schedule(length);
+    // What is missing because it was not answered in time, or because its answers came more slowly than it was due.
+    let missing = ((due - answered) as f64).max((1.0 - reached / asked) * due as f64);
     let tolerated = (due as f64 * TOLERANCE).max(MIN_MISSING.min(due as f64 / 2.0));
     if missing <= tolerated {
         let text = "the rate was kept".to_owned();
@@ -37,9 +40,11 @@ pub(super) fn rate(outcome: &Outcome) -> Option<RateKept> {
         () => (Limit::Server, "the server was the limit"),
     };
     let text = format!(
-        "the rate was not kept: {} of {} messages were answered in time; {who}",
+        "the rate was not kept: {} of {} messages were answered in time, {}/s of {}/s; {who}",
         HumanCount(answered),
-        HumanCount(due)
+        HumanCount(due),
+        HumanCount(reached.min(asked).round() as u64),
+        HumanCount(asked.round() as u64)
     );
     Some(RateKept { kept: false, limit: Some(limit), text })
 }
@@ -63,10 +68,11 @@ pub(super) fn warnings(config: &Config, outcome: &Outcome) -> Vec<String> {
     let behind = never_sent.generator_behind;
     if late > TOLERANCE || behind as f64 > (due as f64 * TOLERANCE).max(MIN_MISSING) {
         let behind = if behind > 0 { format!(", and {} never", HumanCount(behind)) } else { String::new() };
+        let kept = rate(outcome).is_none_or(|rate| rate.limit != Some(Limit::Generator));
+        let what = if kept { "the schedule slipped" } else { "the generator was the limit, and not the server" };
         warnings.push(format!(
-            "the generator was the limit, and not the server: {:.1} % of the messages left more than {} after they were \
-             due, with their connections free{behind}. Share the load among several processes, and add up what they \
-             report (echoloop report --merge)",
+            "{what}: {:.1} % of the messages left more than {} after they were due, with their connections free{behind}. \
+             Share the load among several processes, and add up what they report (echoloop report --merge)",
             late * 100.0,
             show_micros(micros(LATE))
         ));

@@ -212,14 +212,9 @@ impl Load {
             let first = schedule.count_before(now);
             (self.released, self.told) = (first, first);
             self.last = messages.map_or(u64::MAX, |messages| first.saturating_add(messages));
-            // What the generator did not get to before is not of the window. What waits in front of a connection that
-            // takes nothing goes on waiting.
+            // What was due before and has not been sent is not of the window, and must not stand in its way.
             for index in 0..self.busy {
-                let due = self.due_of(index);
-                let slot = &mut self.slots[index];
-                if slot.is_free() || slot.stage != Stage::Open {
-                    slot.next = due;
-                }
+                self.slots[index].next = self.due_of(index);
             }
         }
         self.left = messages;
@@ -275,13 +270,21 @@ impl Load {
     /// Gives up what a slot owes, the earliest first, as long as `outcome` says what is to be said of it.
     fn give_up(&mut self, index: usize, now: Nanos, outcome: impl Fn(&Slot, Nanos) -> Option<Outcome>) {
         let Traffic::Open(schedule) = self.traffic else { return };
-        let due_of = self.due_of(index);
-        while self.slots[index].next < due_of {
-            let slot = &mut self.slots[index];
+        let owed_until = self.due_of(index);
+        while self.slots[index].next < owed_until {
+            let slot = &self.slots[index];
             let due = schedule.due(index as u64 + slot.next * self.busy as u64);
             let Some(outcome) = outcome(slot, due) else { return };
-            slot.next += 1;
-            self.record.lost(1, due, None, now, outcome);
+            // There may be very many: those whose times the record does not tell apart are given up together.
+            let alike = self.record.resolution(now.saturating_sub(due));
+            let mut end = now.saturating_sub(alike).saturating_add(1);
+            if let Some(changes) = slot.free_since().filter(|since| *since > due) {
+                end = end.min(changes);
+            }
+            let numbers = schedule.count_before(end).min(self.released);
+            let count = self.share(index, numbers).saturating_sub(slot.next).max(1);
+            self.slots[index].next += count;
+            self.record.lost(count, due, None, now, outcome);
         }
     }
 
@@ -311,7 +314,12 @@ impl Load {
 
     /// How many messages of the schedule a slot was to send by now.
     fn due_of(&self, index: usize) -> u64 {
-        (self.released + self.busy as u64 - 1).saturating_sub(index as u64) / self.busy as u64
+        self.share(index, self.released)
+    }
+
+    /// How many of the schedule's first messages are a slot's.
+    fn share(&self, index: usize, first: u64) -> u64 {
+        first.saturating_add(self.busy as u64 - 1).saturating_sub(index as u64) / self.busy as u64
     }
 
     /// When the next message of the schedule is due; `now` if slots have not been told yet of some that are.

@@ -126,6 +126,11 @@ impl Slot {
         self.stage == Stage::Open && self.free_since <= due
     }
 
+    /// Since when nothing has been in the way of a message.
+    pub(super) fn free_since(&self) -> Option<Nanos> {
+        Some(self.free_since).filter(|since| *since != NOT_FREE)
+    }
+
     /// Whether nothing is in the way of a message now.
     pub(super) fn is_free(&self) -> bool {
         self.stage == Stage::Open && self.free_since != NOT_FREE

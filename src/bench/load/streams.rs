@@ -36,7 +36,9 @@ impl Load {
         }
         let mut now = None;
         loop {
-            while self.slots[index as usize].planned_ahead() < PIECE as u64
+            // While bytes wait, a message that is begun would wait behind them.
+            while transport.waiting() == 0
+                && self.slots[index as usize].planned_ahead() < PIECE as u64
                 && let Some(due) = self.may_begin(index)
             {
                 let sent = *now.get_or_insert_with(|| self.clock.read());

@@ -78,6 +78,17 @@ fn headline(out: &mut String, run: &Run) -> anyhow::Result<()> {
         let rate = connections.reopened as f64 / run.seconds.max(1e-6);
         parts.push(format!("{} reopened ({}/s)", HumanCount(connections.reopened), count(rate)));
     }
+    if let Some(closing) = connections.closing.as_ref().filter(|closing| closing.count > 0) {
+        parts.push(format!(
+            "closing took p50 {}, p99 {}, max {}",
+            show_micros(closing.p50_us),
+            show_micros(closing.p99_us),
+            show_micros(closing.max_us)
+        ));
+        if connections.never_closed > 0 {
+            parts.push(format!("{} were not closed by the server", HumanCount(connections.never_closed)));
+        }
+    }
     writeln!(out, "connections  {}", parts.join(", "))?;
 
     let messages = &run.messages;
