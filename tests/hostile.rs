@@ -535,3 +535,151 @@ fn soak() {
     assert!(after <= before + MIB as u64, "{after} bytes are resident, and {before} were");
     assert!(!log.contains("ERROR") && log.contains(" 0 aborted"), "{log}");
 }
+
+/// A server that is stopped while `act` happens, so that all of it has happened when the server looks again.
+fn while_it_sleeps(server: &Server, act: impl FnOnce()) {
+    server.signal(Signal::STOP);
+    wait_until("it is stopped", || {
+        fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap().contains(") T ")
+    });
+    act();
+    server.signal(Signal::CONT);
+}
+
+#[test]
+fn an_urgent_byte_comes_back_in_its_place() {
+    let server = Server::start(&[]);
+    let mut peer = server.connect();
+    ping(&mut peer, b"before");
+    for _ in 0..3 {
+        while_it_sleeps(&server, || {
+            peer.write_all(b"aaa").unwrap();
+            socket2::SockRef::from(&peer).send_out_of_band(b"X").unwrap();
+            peer.write_all(b"bbb").unwrap();
+        });
+        receive(&mut peer, b"aaaXbbb");
+    }
+    ping(&mut peer, b"after");
+}
+
+#[test]
+fn bytes_that_carry_descriptors_do_not_hide_those_behind_them() {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::io::IoSlice;
+    use std::os::fd::AsFd;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let server = Server::start_on(&[&format!("unix:{}", path.display())], &[]);
+    let mut peer = UnixStream::connect(&path).unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    ping(&mut peer, b"before");
+    while_it_sleeps(&server, || {
+        let stdin = std::io::stdin();
+        let descriptors = [stdin.as_fd()];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(&peer, &[IoSlice::new(b"aaa")], &mut control, SendFlags::empty()).unwrap();
+        peer.write_all(b"bbb").unwrap();
+    });
+    receive(&mut peer, b"aaabbb");
+}
+
+#[test]
+fn who_connected_before_a_stop_is_served() {
+    const PEERS: usize = 300;
+    let mut server = Server::start(&["--max-connections", "20"]);
+    let mut peers = Vec::new();
+    while_it_sleeps(&server, || {
+        for number in 0..PEERS {
+            let mut peer = server.connect();
+            peer.write_all(format!("peer {number}").as_bytes()).unwrap();
+            peer.shutdown(Shutdown::Write).unwrap();
+            peers.push(peer);
+        }
+        server.signal(Signal::TERM);
+    });
+    for (number, peer) in peers.iter_mut().enumerate() {
+        assert_eq!(receive_rest(peer), format!("peer {number}").into_bytes());
+    }
+    let (status, log) = server.wait();
+    assert!(status.success() && log.contains(&format!("served {PEERS} connections, 20 at the peak")), "{log}");
+}
+
+/// A peer whose kernel takes little of what comes back, so that the server soon has bytes waiting.
+fn dial_unreading(server: &Server) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&server.addr().into()).unwrap();
+    let peer = TcpStream::from(socket);
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    peer
+}
+
+#[test]
+fn a_stop_that_loses_bytes_is_told_by_a_reset() {
+    let mut server = Server::start(&["-vv", "--drain-timeout", "200ms", "--send-buffer", "4KiB"]);
+    let mut peer = dial_unreading(&server);
+    let sent = stuff(&mut peer, &noise(1, 4 * MIB));
+    server.wait_for_log("wait for WRITABLE");
+    server.stop();
+    let mut echo = Vec::new();
+    let error = peer.read_to_end(&mut echo).expect_err("part of it must not look like the whole");
+    assert!(error.kind() == ErrorKind::ConnectionReset && echo.len() < sent, "{error}");
+}
+
+#[test]
+fn a_second_signal_resets_those_who_miss_bytes() {
+    let mut server = Server::start(&["-vv", "--drain-timeout", "1h", "--send-buffer", "4KiB"]);
+    let mut peer = dial_unreading(&server);
+    stuff(&mut peer, &noise(1, 4 * MIB));
+    server.wait_for_log("wait for WRITABLE");
+    server.signal(Signal::TERM);
+    server.wait_for_log("once more ends at once");
+    // Right after the first it may be taken for the same one.
+    wait_until("it ends", || {
+        server.signal(Signal::TERM);
+        server.has_ended()
+    });
+    assert_eq!(server.wait().0.code(), Some(143));
+    assert_eq!(peer.read_to_end(&mut Vec::new()).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_peer_that_sends_on_after_the_last_message_is_let_go() {
+    let server = Server::start(&["-v", "--terminator", "bye", "--send-buffer", "4KiB"]);
+    let mut peer = dial_unreading(&server);
+    peer.write_all(&[b"x".repeat(60_000), b"\nbye\n".to_vec()].concat()).unwrap();
+    // It reads nothing, and never stops.
+    let flood = thread::spawn(move || while peer.write_all(&[b'y'; 65_536]).is_ok() {});
+    server.wait_for_log("closed: stalled");
+    server.wait_until_alone();
+    flood.join().unwrap();
+}
+
+#[test]
+fn memory_that_cannot_be_had_ends_connections_and_not_the_server() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+    let mut server = Server::start(&["--print", "--terminator", "bye", "-v"]);
+    let _unread = server.take_stdout();
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let size = line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024;
+    // Room for a few of those who do not read.
+    let limit = Some(size + 4 * MIB as u64);
+    let pid = Pid::from_raw(server.pid().cast_signed());
+    prlimit(pid, Resource::As, Rlimit { current: limit, maximum: limit }).unwrap();
+    let mut peers: Vec<_> = (0..400).map(|_| server.connect()).collect();
+    peers.iter().for_each(|peer| peer.set_nonblocking(true).unwrap());
+    let bytes = noise(1, MIB);
+    wait_until("memory runs out", || {
+        peers.iter_mut().for_each(|peer| _ = peer.write(&bytes)); // it may have been ended
+        server.log().contains("out of memory")
+    });
+    drop(peers);
+    let mut last = server.connect();
+    ping(&mut last, b"still here");
+    assert!(!server.has_ended());
+}

@@ -18,6 +18,9 @@ use super::source::{Readiness, Source, shortest};
 use super::timer_wheel::{Millis, TimerWheel};
 use super::transport::{Now, Transport};
 
+/// Memory that must be left before another connection is added, for what its protocol and its timers may take, in bytes.
+const HEADROOM: usize = 64 * 1024;
+
 /// What a connection is doing, as far as can be seen from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Activity {
@@ -182,11 +185,9 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     fn reserve(&mut self) -> io::Result<()> {
         let (len, capacity) = (self.slots.len(), self.slots.capacity());
         let no_memory = |_| io::Error::from(ErrorKind::OutOfMemory);
-        if len == capacity {
-            // The slab cannot be asked; so it is seen first whether as much can be had.
-            let bytes = capacity.max(4) * 2 * size_of::<(usize, Slot<S, P::State>)>();
-            Vec::<u8>::new().try_reserve_exact(bytes).map_err(no_memory)?;
-        }
+        // Neither the slab nor a protocol's state can be asked; so it is seen first whether as much can be had.
+        let growth = if len == capacity { capacity.max(4) * 2 * size_of::<(usize, Slot<S, P::State>)>() } else { 0 };
+        Vec::<u8>::new().try_reserve_exact(growth + HEADROOM).map_err(no_memory)?;
         self.ready.try_reserve((len + 1).saturating_sub(self.ready.len())).map_err(no_memory)
     }
 

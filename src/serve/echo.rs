@@ -350,7 +350,12 @@ impl Messages {
                     print(printer, self.peer, &self.unprinted, More::Follows);
                     self.unprinted.clear();
                 }
-                self.unprinted.extend_from_slice(piece);
+                if self.unprinted.try_reserve(piece.len()).is_ok() {
+                    self.unprinted.extend_from_slice(piece);
+                } else {
+                    print(printer, self.peer, &std::mem::take(&mut self.unprinted), More::Follows);
+                    print(printer, self.peer, piece, More::Follows);
+                }
             }
         }
     }

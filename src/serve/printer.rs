@@ -25,6 +25,21 @@ pub(super) struct Printer {
     outlet: Outlet<Vec<u8>>,
 }
 
+/// A line that is being made. Writing to it fails if there is no memory.
+pub(super) struct Line<'a>(&'a mut Vec<u8>);
+
+impl Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_reserve(bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Lines are printed as they are. How many are missing is said in the log, for what is printed may be somebody's data.
 struct Lines;
 
@@ -56,9 +71,10 @@ impl Printer {
     }
 
     /// Prints the line that `write` makes, or leaves it out if too much waits.
-    pub fn print(&mut self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) {
-        // Writing to memory does not fail.
-        if self.lines.len() >= LIMIT || write(&mut self.lines).is_err() {
+    pub fn print(&mut self, write: impl FnOnce(&mut Line<'_>) -> io::Result<()>) {
+        let before = self.lines.len();
+        if before >= LIMIT || write(&mut Line(&mut self.lines)).is_err() {
+            self.lines.truncate(before);
             self.outlet.leave_out(1);
             self.fall_behind();
         } else {
@@ -71,7 +87,8 @@ impl Printer {
         if self.lines.is_empty() {
             return;
         }
-        let next = Vec::with_capacity(self.lines.len());
+        let mut next = Vec::new();
+        let _ = next.try_reserve(self.lines.len()); // if there is no memory now, there may be some when it is needed
         let lines = std::mem::replace(&mut self.lines, next);
         let bytes = lines.len();
         if self.outlet.push(lines, bytes, std::mem::take(&mut self.count)) {
