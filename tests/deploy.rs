@@ -2,12 +2,13 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use clap::Parser;
-use common::ECHOLOOP;
+use common::{ECHOLOOP, Server, get};
 use echoloop::cli::Cli;
 
 const INSTALLED: &str = "/usr/local/bin/echoloop";
@@ -123,4 +124,43 @@ fn kubernetes_takes_the_manifests() {
         fs::write(&path, manifest.replace("containers:", "container:")).unwrap();
         assert!(!validate(&path).unwrap().0, "a check that cannot fail is none");
     }
+}
+
+/// The words in a text that may be names of metrics: those with one of these beginnings.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|it: char| !it.is_ascii_alphanumeric() && it != '_');
+    let ours = |word: &&str| ["echoloop_", "process_"].iter().any(|it| word.starts_with(it));
+    words.filter(ours).map(str::to_owned).collect()
+}
+
+#[test]
+fn alerts_and_dashboard_use_metrics_that_exist() {
+    let rules = include_str!("../deploy/prometheus/echoloop-rules.yaml");
+    let dashboard = include_str!("../deploy/grafana/echoloop.json");
+    let mut server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0"], &["--http", "0"]);
+    let (_, told) = get(server.inside(), "/metrics");
+    let known = metrics_in(&told);
+    let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+    let mut expressions: Vec<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).collect();
+    assert_eq!(expressions.len(), 8);
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    expressions.extend(targets.map(|target| target["expr"].as_str().unwrap()));
+    for expression in expressions {
+        let used = metrics_in(expression);
+        assert!(used.is_subset(&known) && (!used.is_empty() || expression.starts_with("up{")), "{expression}");
+    }
+}
+
+#[test]
+#[ignore = "needs promtool"]
+fn prometheus_takes_the_alerts() {
+    let check = |path: &Path| Command::new("promtool").args(["check", "rules"]).arg(path).output().unwrap();
+    let rules = deploy().join("prometheus/echoloop-rules.yaml");
+    let taken = check(&rules);
+    assert!(taken.status.success(), "{taken:?}");
+    let directory = tempfile::tempdir().unwrap();
+    let wrong = directory.path().join("rules.yaml");
+    fs::write(&wrong, fs::read_to_string(&rules).unwrap().replace("rate(", "rat(")).unwrap();
+    assert!(!check(&wrong).status.success(), "a check that cannot fail is none");
 }

@@ -545,6 +545,37 @@ fn metrics_count_what_happens() {
 }
 
 #[test]
+#[ignore = "needs promtool, and Python with prometheus_client"]
+fn prometheus_own_parsers_take_the_metrics() {
+    let mut server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0"], &["--http", "0", "--terminator", "bye"]);
+    let inside = server.inside();
+    let (_, text) = get(inside, "/metrics");
+    let mut peer = dial(inside);
+    peer.write_all(b"GET /metrics HTTP/1.0\r\nAccept: application/openmetrics-text\r\n\r\n").unwrap();
+    let open_metrics = String::from_utf8(receive_rest(&mut peer)).unwrap();
+    let (_, open_metrics) = open_metrics.split_once("\r\n\r\n").unwrap();
+    let feed = |program: &str, args: &[&str], input: &str| {
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{program}: {error}"));
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.success(), said)
+    };
+    assert_eq!(feed("promtool", &["check", "metrics"], &text), (true, String::new()), "promtool has nothing to say");
+    let parse = |module: &str| {
+        format!(
+            "import sys; from prometheus_client.{module} import text_string_to_metric_families as parse; \
+            print(len(list(parse(sys.stdin.read()))) > 30)"
+        )
+    };
+    let parsed = (true, "True\n".to_owned());
+    assert_eq!(feed("python3", &["-c", &parse("parser")], &text), parsed);
+    assert_eq!(feed("python3", &["-c", &parse("openmetrics.parser")], open_metrics), parsed);
+}
+
+#[test]
 fn http_is_answered_by_the_rules_and_connections_kept() {
     let mut server = Server::start(&["--http", "127.0.0.1:0"]);
     let inside = server.inside();

@@ -328,7 +328,7 @@ fn the_live_page_shows_what_happens_in_the_loop() {
     // The server goes, and the page says so.
     server.stop();
     tab.wait_for(&text("trouble", "the server does not answer"));
-    tab.wait_for("Number(getComputedStyle(document.querySelector('main')).opacity) < 0.5");
+    tab.wait_for("getComputedStyle(document.querySelector('main')).filter === 'grayscale(1)'");
     tab.wait_for("document.getElementById('since').textContent !== ''");
     tab.shoot("gone");
     assert_eq!(tab.exceptions, Vec::<Value>::new());
