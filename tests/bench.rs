@@ -696,7 +696,8 @@ fn every_file_is_written_and_can_be_read() {
 
     let page = fs::read_to_string(path("run.html")).unwrap();
     assert!(page.contains("&lt;b&gt;run") && !page.contains("<b>run"));
-    assert_eq!(page.matches("<svg").count(), 6);
+    assert_eq!(page.matches("<svg role=\"img\"").count(), 8, "four charts, wide and narrow");
+    assert!(!page.contains("http://") && !page.contains("https://"), "no request leaves it");
 }
 
 fn base64(text: &str) -> Vec<u8> {

@@ -278,7 +278,7 @@ fn measure(plan: &Plan) -> anyhow::Result<Size> {
         merged.response.p99_us
     );
     for error in &merged.errors {
-        println!("{} {}: {}", HumanCount(error.count), error.kind, error.first);
+        println!("{}: {}", error.kind.counted(error.count), error.first);
     }
     Ok(Size {
         connections: plan.connections,

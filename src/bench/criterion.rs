@@ -244,6 +244,15 @@ impl Criterion {
         matches!(self.figure, Figure::Percentile(p) if p < 100.0 && likely_share(beyond, all).0 > (1.0 - p / 100.0) * 2.0)
     }
 
+    /// The percentile that it judges, 100 for the maximum, and the time in microseconds that it is held against.
+    pub(super) fn time_limit(&self) -> Option<(f64, f64)> {
+        match self.figure {
+            Figure::Percentile(percentile) => Some((percentile, self.value)),
+            Figure::Max => Some((100.0, self.value)),
+            _ => None,
+        }
+    }
+
     /// The longest time that it allows, in nanoseconds.
     pub(super) fn nanoseconds(&self) -> u64 {
         (self.value * 1000.0) as u64

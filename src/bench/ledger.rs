@@ -299,7 +299,8 @@ impl Outcomes {
     /// All messages that have one.
     pub fn sum(&self) -> u64 {
         let Outcomes { due: _, answered, answered_late, unanswered, failed, never_sent } = self;
-        answered + answered_late + unanswered + failed + never_sent.sum()
+        // Files can hold any numbers.
+        [*answered, *answered_late, *unanswered, *failed, never_sent.sum()].into_iter().fold(0, u64::saturating_add)
     }
 
     /// Messages that were answered, in time or late.
@@ -311,7 +312,7 @@ impl Outcomes {
 impl NeverSent {
     /// Messages that were never sent, for whatever reason.
     pub fn sum(&self) -> u64 {
-        self.connection_gone + self.generator_behind + self.end_reached
+        self.connection_gone.saturating_add(self.generator_behind).saturating_add(self.end_reached)
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::HumanCount;
 
 use super::criterion::{Criterion, Figures};
 use super::driver::{Driver, Outcome, Pace};
@@ -168,7 +167,7 @@ fn judge(criterion: &Criterion, rate: f64, outcome: &Outcome) -> Step {
     });
     let kept = verdict::rate(outcome);
     let (holds, because) = match outcome.errors.values().next() {
-        Some(error) => (false, format!("{} {}: {}", HumanCount(error.count), error.kind, error.first)),
+        Some(error) => (false, format!("{}: {}", error.kind.counted(error.count), error.first)),
         None if kept.as_ref().is_some_and(|kept| !kept.kept) => {
             (false, format!("{because}, and {}", kept.map(|kept| kept.text).unwrap_or_default()))
         }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
+use indicatif::HumanCount;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -362,20 +363,22 @@ pub enum ErrorKind {
     Unreachable,
 }
 
-impl std::fmt::Display for ErrorKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            ErrorKind::Refused => "connections refused",
-            ErrorKind::ConnectTimeout => "connects timed out",
-            ErrorKind::ConnectFailed => "connects failed",
-            ErrorKind::Reset => "connections reset",
-            ErrorKind::ClosedEarly => "connections closed early",
-            ErrorKind::ReplyTimeout => "replies timed out",
-            ErrorKind::Mismatch => "wrong bytes",
-            ErrorKind::Excess => "replies to nothing",
-            ErrorKind::Failed => "connections failed",
-            ErrorKind::Unreachable => "datagrams refused or not sent",
-        })
+impl ErrorKind {
+    /// So many of them, in words.
+    pub fn counted(self, count: u64) -> String {
+        let (one, many) = match self {
+            ErrorKind::Refused => ("connection refused", "connections refused"),
+            ErrorKind::ConnectTimeout => ("connect timed out", "connects timed out"),
+            ErrorKind::ConnectFailed => ("connect failed", "connects failed"),
+            ErrorKind::Reset => ("connection reset", "connections reset"),
+            ErrorKind::ClosedEarly => ("connection closed early", "connections closed early"),
+            ErrorKind::ReplyTimeout => ("reply timed out", "replies timed out"),
+            ErrorKind::Mismatch => ("piece of wrong bytes", "pieces of wrong bytes"),
+            ErrorKind::Excess => ("reply to nothing", "replies to nothing"),
+            ErrorKind::Failed => ("connection failed", "connections failed"),
+            ErrorKind::Unreachable => ("datagram refused or not sent", "datagrams refused or not sent"),
+        };
+        format!("{} {}", HumanCount(count), if count == 1 { one } else { many })
     }
 }
 

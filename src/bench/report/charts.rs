@@ -1,167 +1,209 @@
-//! The charts of the page: which lines each of them has, and how they are drawn.
+//! The charts of the page: which lines each of them has.
+//!
+//! A run has one colour in all of them, and a dash of its own; its service time is dotted. Where there is one run, its
+//! percentiles are told apart by shade. [`super::plot`] draws them.
 
-use std::ops::Range;
-
-use anyhow::anyhow;
-use plotters::coord::Shift;
-use plotters::prelude::*;
-use plotters::style::FontTransform;
-
-use super::text::count;
-use crate::bench::Run;
-use crate::bench::latency::{Latency, micros, show_micros};
-
-/// The lines' colours, in the order of the legend; they are told apart on light and on dark, and by most who see
-/// colours differently. `style.css` has them too.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0x2f, 0x7e, 0xd8),
-    RGBColor(0xe0, 0x7b, 0x1a),
-    RGBColor(0x2a, 0x9d, 0x6e),
-    RGBColor(0xc2, 0x48, 0x9b),
-    RGBColor(0x8a, 0x6f, 0xd1),
-    RGBColor(0x8c, 0x8a, 0x80),
-];
-
-const GREY: RGBColor = RGBColor(0x88, 0x88, 0x88);
+use super::plot::{Axis, Bars, Chart, Heat, Line, Mark, Style};
+use super::text::{count, plural};
+use crate::bench::latency::{Latency, PERCENTILES, micros, show_micros};
+use crate::bench::{Criterion, Interval, Run};
 
 /// The farthest to the right that a distribution goes: 99.9999 %.
 const MOST_NINES: f64 = 6.0;
 
+/// A last interval that is shorter than this says nothing about a rate, in seconds.
+const SHORT: f64 = 0.1;
+
+/// Rows of the heat map for each decade of latency, and of the histogram.
+const PER_DECADE: f64 = 8.0;
+
+/// The most columns of a heat map; more intervals are added up.
+const COLUMNS: usize = 110;
+
+/// The most gaps that are told in words.
+const GAPS: usize = 3;
+
 /// A figure of a set of latencies, and its name.
 type Percentile = (&'static str, fn(&Latency) -> f64);
 
-/// A chart.
-pub(super) struct Chart {
-    pub title: String,
-    /// What it shows, in a sentence.
-    pub note: String,
-    pub lines: Vec<Line>,
-    x: Axis,
-    y: Axis,
-}
+const SHOWN: [Percentile; 4] = [
+    ("p50", |latency| latency.p50_us),
+    ("p90", |latency| latency.p90_us),
+    ("p99", |latency| latency.p99_us),
+    ("max", |latency| latency.max_us),
+];
 
-/// One line of a chart.
-pub(super) struct Line {
-    pub name: String,
-    points: Vec<(f64, f64)>,
-}
-
-/// What an axis shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Axis {
-    Seconds,
-    /// Messages per second, from 0.
-    Rate,
-    /// Microseconds, logarithmic.
-    Latency,
-    /// -log10(1 - quantile): each whole number is one nine more.
-    Nines,
-}
-
-impl Axis {
-    fn name(self) -> &'static str {
-        match self {
-            Axis::Seconds => "seconds",
-            Axis::Rate => "messages/s",
-            Axis::Latency => "latency",
-            Axis::Nines => "percentile",
-        }
+/// All charts of a page about these runs, which have these names.
+pub(super) fn all(runs: &[Run], names: &[String]) -> anyhow::Result<Vec<Chart>> {
+    // Of one run everything is, so lines need not say it.
+    let names = if runs.len() == 1 { &["replies".to_owned()] } else { names };
+    let mut all = vec![throughput(runs, names), latency_over_time(runs, names)];
+    if let [run] = runs {
+        all.extend(heat_map(run)?);
     }
-
-    fn label(self, value: f64) -> String {
-        match self {
-            Axis::Seconds => trim(value),
-            Axis::Rate if value >= 1e6 => format!("{} M", trim(value / 1e6)),
-            Axis::Rate if value >= 1e3 => format!("{} k", trim(value / 1e3)),
-            Axis::Rate => count(value),
-            Axis::Latency => show_micros(value).replace(".00 ", " ").replace(".0 ", " "),
-            Axis::Nines => format!("{} %", trim(100.0 * (1.0 - 10f64.powf(-value)))),
-        }
+    all.push(distribution(runs, names)?);
+    all.extend(histogram(runs, names)?);
+    all.extend(errors_over_time(runs, names));
+    all.extend(latency_against_rate(runs, names)?);
+    let until = runs.iter().flat_map(|run| &run.timeline).map(|it| it.at + it.seconds).fold(0.0, f64::max);
+    for chart in all.iter_mut().filter(|chart| chart.x == Axis::Seconds) {
+        chart.until = until;
     }
-
-    fn in_words(self, value: f64) -> String {
-        match self {
-            Axis::Seconds => format!("{} seconds", self.label(value)),
-            Axis::Rate => format!("{} messages/s", count(value)),
-            Axis::Latency | Axis::Nines => self.label(value),
-        }
-    }
-
-    /// From where to where it goes, for what it has to show.
-    fn range(self, values: impl Iterator<Item = f64>) -> Range<f64> {
-        let (low, high) = values.fold((f64::MAX, 0f64), |(low, high), value| (low.min(value), high.max(value)));
-        match self {
-            Axis::Latency => {
-                let (low, high) = (low.max(1.0), high.max(2.0));
-                low / 1.2..high * 1.2
-            }
-            Axis::Rate => 0.0..high.max(1.0) * 1.1,
-            Axis::Seconds | Axis::Nines => 0.0..high.max(1.0),
-        }
-    }
-}
-
-/// A number with as many decimals as it needs, four at most.
-fn trim(number: f64) -> String {
-    let text = format!("{number:.4}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    Ok(all)
 }
 
 /// How many replies came in each second.
-pub(super) fn throughput(runs: &[Run]) -> Chart {
-    let line = |run: &Run| Line {
-        name: run.name.clone(),
-        points: timeline(run, |interval| interval.replies as f64 / interval.seconds.max(1e-9)),
-    };
+fn throughput(runs: &[Run], names: &[String]) -> Chart {
+    let lines = runs.iter().zip(names).enumerate().map(|(number, (run, name))| {
+        let points =
+            whole(run).map(|interval| (middle(interval), interval.replies as f64 / interval.seconds.max(1e-9)));
+        Line::new(name.clone(), Style::Run(number), vec![points.collect()])
+    });
     Chart {
         title: "Throughput over time".to_owned(),
         note: "Replies per second, in intervals of a second. A dip is a pause, in the server or in the load."
-            .to_owned(),
-        lines: runs.iter().map(line).collect(),
-        x: Axis::Seconds,
-        y: Axis::Rate,
+            .to_owned()
+            + &tell_gaps(runs, names),
+        lines: lines.collect(),
+        shaded: shaded(runs),
+        ..Chart::new(Axis::Seconds, Axis::Rate)
     }
 }
 
 /// The response time's percentiles of each second.
-pub(super) fn latency_over_time(runs: &[Run]) -> Chart {
-    const SHOWN: [Percentile; 4] = [
-        ("p50", |latency| latency.p50_us),
-        ("p90", |latency| latency.p90_us),
-        ("p99", |latency| latency.p99_us),
-        ("max", |latency| latency.max_us),
-    ];
-    let line = |run: &Run, name: String, figure: fn(&Latency) -> f64| Line {
-        name,
-        points: timeline(run, |interval| figure(&interval.response))
-            .into_iter()
-            .filter(|(_, time)| *time > 0.0)
-            .collect(),
-    };
+fn latency_over_time(runs: &[Run], names: &[String]) -> Chart {
     let (note, lines) = match runs {
         [run] => (
             "Percentiles of the response times of each second.",
-            SHOWN.iter().map(|(name, figure)| line(run, (*name).to_owned(), *figure)).collect(),
+            SHOWN
+                .iter()
+                .enumerate()
+                .map(|(number, (name, figure))| Line::new(*name, Style::Shade(number), over_time(run, *figure)))
+                .collect(),
         ),
         runs => (
             "The 99th percentile of the response times of each second.",
-            runs.iter().map(|run| line(run, run.name.clone(), SHOWN[2].1)).collect(),
+            runs.iter()
+                .zip(names)
+                .enumerate()
+                .map(|(number, (run, name))| Line::new(name, Style::Run(number), over_time(run, SHOWN[2].1)))
+                .collect(),
         ),
     };
-    Chart { title: "Latency over time".to_owned(), note: note.to_owned(), lines, x: Axis::Seconds, y: Axis::Latency }
+    Chart {
+        title: "Latency over time".to_owned(),
+        note: note.to_owned() + &tell_gaps(runs, names),
+        lines,
+        shaded: shaded(runs),
+        ..Chart::new(Axis::Seconds, Axis::Latency)
+    }
+}
+
+/// A figure second by second, in pieces: where there is none, the line has a gap.
+fn over_time(run: &Run, figure: fn(&Latency) -> f64) -> Vec<Vec<(f64, f64)>> {
+    let mut pieces = vec![Vec::new()];
+    for interval in &run.timeline {
+        if interval.response.count == 0 {
+            pieces.push(Vec::new());
+        } else if let Some(piece) = pieces.last_mut() {
+            piece.push((middle(interval), figure(&interval.response)));
+        }
+    }
+    pieces.retain(|piece| !piece.is_empty());
+    pieces
+}
+
+/// When a run had no reply at all, from and to.
+fn gaps(run: &Run) -> Vec<(f64, f64)> {
+    let mut gaps: Vec<(f64, f64)> = Vec::new();
+    let empty = whole(run).filter(|interval| interval.replies == 0 && interval.response.count == 0);
+    for interval in empty {
+        let end = interval.at + interval.seconds;
+        match gaps.last_mut() {
+            Some((_, last)) if interval.at - *last < SHORT => *last = end,
+            _ => gaps.push((interval.at, end)),
+        }
+    }
+    gaps
+}
+
+/// What is shaded. Of several runs the gaps would hide each other.
+fn shaded(runs: &[Run]) -> Vec<(f64, f64)> {
+    if let [run] = runs { gaps(run) } else { Vec::new() }
+}
+
+fn tell_gaps(runs: &[Run], names: &[String]) -> String {
+    let mut told = String::new();
+    for (run, name) in runs.iter().zip(names) {
+        let gaps = gaps(run);
+        let who = if runs.len() == 1 { String::new() } else { format!(" of {name}") };
+        let list: Vec<_> = gaps.iter().take(GAPS).map(|(from, to)| format!("{from:.0} to {to:.0} s")).collect();
+        let more = gaps.len().saturating_sub(GAPS);
+        let more =
+            if more > 0 { format!(", and {}", plural(more as u64, "more time", "more times")) } else { String::new() };
+        if !list.is_empty() {
+            told.push_str(&format!(" No reply{who} came from {}{more}.", list.join(", from ")));
+        }
+    }
+    if !told.is_empty() && runs.len() == 1 {
+        told.push_str(" That is shaded.");
+    }
+    told
+}
+
+/// All response times of a run second by second: the darker, the more of that second's replies took so long.
+pub(super) fn heat_map(run: &Run) -> anyhow::Result<Option<Chart>> {
+    if run.timeline.len() < 2 || run.response.count == 0 {
+        return Ok(None);
+    }
+    let together = run.timeline.len().div_ceil(COLUMNS);
+    let mut columns = Vec::new();
+    for intervals in run.timeline.chunks(together) {
+        let (Some(first), Some(last)) = (intervals.first(), intervals.last()) else { continue };
+        let mut cells: Vec<(i32, u64)> = Vec::new();
+        for interval in intervals {
+            for cell in interval.response.decode()?.iter_recorded() {
+                let row = row(micros(cell.value_iterated_to()));
+                match cells.iter_mut().find(|(there, _)| *there == row) {
+                    Some((_, count)) => *count += cell.count_since_last_iteration(),
+                    None => cells.push((row, cell.count_since_last_iteration())),
+                }
+            }
+        }
+        let all: u64 = cells.iter().map(|(_, count)| count).sum();
+        let cells =
+            cells.into_iter().map(|(row, count)| (bound(row), bound(row + 1), count as f64 / all.max(1) as f64));
+        columns.push((first.at, last.at + last.seconds, cells.collect()));
+    }
+    Ok(Some(Chart {
+        title: "All latencies over time".to_owned(),
+        note: "Each column is a second or more, each cell a range of response times: the stronger its colour, the more of \
+               the replies took so long. What is rare shows as well."
+            .to_owned(),
+        heat: Some(Heat { columns }),
+        ..Chart::new(Axis::Seconds, Axis::Latency)
+    }))
+}
+
+/// Which row of a heat map, or bar of a histogram, a time belongs to.
+fn row(micros: f64) -> i32 {
+    (micros.max(0.001).log10() * PER_DECADE).floor() as i32
+}
+
+/// Where a row begins.
+fn bound(row: i32) -> f64 {
+    10f64.powf(f64::from(row) / PER_DECADE)
 }
 
 /// The distribution of latencies, on HdrHistogram's axis.
-pub(super) fn distribution(runs: &[Run]) -> anyhow::Result<Chart> {
+fn distribution(runs: &[Run], names: &[String]) -> anyhow::Result<Chart> {
     let mut lines = Vec::new();
-    for run in runs {
-        let name = |what: &str| if runs.len() == 1 { what.to_owned() } else { format!("{}: {what}", run.name) };
-        match &run.service {
-            Some(service) => {
-                lines.push(Line { name: name("response time"), points: quantiles(&run.response)? });
-                lines.push(Line { name: name("service time"), points: quantiles(service)? });
-            }
-            None => lines.push(Line { name: name("round trip"), points: quantiles(&run.response)? }),
+    for (number, (run, name)) in runs.iter().zip(names).enumerate() {
+        let name = |what: &str| if runs.len() == 1 { what.to_owned() } else { format!("{name}: {what}") };
+        let response = if run.service.is_some() { "response time" } else { "round trip" };
+        lines.push(Line::new(name(response), Style::Run(number), vec![quantiles(&run.response)?]));
+        if let Some(service) = &run.service {
+            lines.push(Line::new(name("service time"), Style::Service(number), vec![quantiles(service)?]));
         }
     }
     Ok(Chart {
@@ -171,43 +213,8 @@ pub(super) fn distribution(runs: &[Run]) -> anyhow::Result<Chart> {
                hundredth, thousandth."
                 .to_owned(),
         lines,
-        x: Axis::Nines,
-        y: Axis::Latency,
+        ..Chart::new(Axis::Nines, Axis::Latency)
     })
-}
-
-/// The response time at each rate that was tried, if one was looked for.
-pub(super) fn latency_against_rate(runs: &[Run]) -> Option<Chart> {
-    let mut lines = Vec::new();
-    for run in runs {
-        let Some(search) = &run.search else { continue };
-        let name = |what: &str| if runs.len() == 1 { what.to_owned() } else { format!("{}: {what}", run.name) };
-        let shown: [Percentile; 2] = [("p50", |latency| latency.p50_us), ("p99", |latency| latency.p99_us)];
-        for (what, figure) in shown {
-            // A rate that was tried twice is shown as it was the second time.
-            let mut points: Vec<(f64, f64)> = Vec::new();
-            for step in search.steps.iter().filter(|step| step.response.count > 0) {
-                points.retain(|(rate, _)| *rate != step.rate);
-                points.push((step.rate, figure(&step.response)));
-            }
-            points.sort_by(|(left, _), (right, _)| left.total_cmp(right));
-            lines.push(Line { name: name(what), points });
-        }
-    }
-    (!lines.is_empty()).then(|| Chart {
-        title: "Latency against rate".to_owned(),
-        note: "The response time at each rate that was tried. Where it turns up, the server is at its limit."
-            .to_owned(),
-        lines,
-        x: Axis::Rate,
-        y: Axis::Latency,
-    })
-}
-
-fn timeline(run: &Run, figure: impl Fn(&crate::bench::Interval) -> f64) -> Vec<(f64, f64)> {
-    // A last piece of less than a tenth of a second says nothing about a rate.
-    let whole = run.timeline.iter().filter(|interval| interval.seconds >= 0.1 || run.timeline.len() == 1);
-    whole.map(|interval| (interval.at + interval.seconds / 2.0, figure(interval))).collect()
 }
 
 fn quantiles(latency: &Latency) -> anyhow::Result<Vec<(f64, f64)>> {
@@ -222,90 +229,111 @@ fn quantiles(latency: &Latency) -> anyhow::Result<Vec<(f64, f64)>> {
     Ok(points)
 }
 
-impl Chart {
-    /// The chart as an SVG element of so many pixels, without a background.
-    pub fn draw(&self, size: (u32, u32)) -> anyhow::Result<String> {
-        let mut svg = String::new();
-        {
-            let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-            self.draw_on(&area, size).map_err(|error| anyhow!("cannot draw {:?}: {error}", self.title))?;
-            area.present().map_err(|error| anyhow!("cannot draw {:?}: {error}", self.title))?;
-        }
-        let label = maud::html! { svg role="img" aria-label=(self.describe()) { "" } }.into_string();
-        let opening = label.trim_end_matches("></svg>");
-        Ok(svg.replacen("<svg", opening, 1))
-    }
-
-    /// The chart in words, for those who do not see it.
-    fn describe(&self) -> String {
-        let lines = self.lines.iter().map(|line| match (line.points.first(), line.points.last()) {
-            (Some(first), Some(last)) => format!(
-                "{} goes from {} at {} to {} at {}",
-                line.name,
-                self.y.in_words(first.1),
-                self.x.in_words(first.0),
-                self.y.in_words(last.1),
-                self.x.in_words(last.0)
-            ),
-            _ => format!("{} has no points", line.name),
-        });
-        format!("{}. {}.", self.title, lines.collect::<Vec<_>>().join("; "))
-    }
-
-    fn draw_on(
-        &self,
-        area: &DrawingArea<SVGBackend<'_>, Shift>,
-        size: (u32, u32),
-    ) -> Result<(), Box<dyn std::error::Error + '_>> {
-        let points = || self.lines.iter().flat_map(|line| &line.points);
-        if points().next().is_none() {
-            let style = ("sans-serif", 15).into_font().color(&GREY);
-            area.draw_text("nothing was measured", &style, (size.0 as i32 / 2 - 70, size.1 as i32 / 2))?;
-            return Ok(());
-        }
-        let x = self.x.range(points().map(|point| point.0));
-        let y = self.y.range(points().map(|point| point.1));
-        let mut builder = ChartBuilder::on(area);
-        builder.margin(6).margin_right(18).x_label_area_size(40).y_label_area_size(64);
-        match self.y {
-            Axis::Latency => self.plot(&mut builder.build_cartesian_2d(x, y.log_scale())?, size),
-            _ => self.plot(&mut builder.build_cartesian_2d(x, y)?, size),
-        }
-    }
-
-    fn plot<Y>(
-        &self,
-        chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<plotters::coord::types::RangedCoordf64, Y>>,
-        size: (u32, u32),
-    ) -> Result<(), Box<dyn std::error::Error + '_>>
-    where
-        Y: Ranged<ValueType = f64> + plotters::coord::ranged1d::ValueFormatter<f64>,
-    {
-        let text = || ("sans-serif", 13).into_font().transform(FontTransform::None).color(&GREY);
-        let labels = if size.0 > 500 { 9 } else { 4 };
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GREY.mix(0.25))
-            .axis_style(GREY)
-            .x_labels(if self.x == Axis::Nines { 7 } else { labels })
-            .y_labels(if self.y == Axis::Latency { 12 } else { 6 })
-            .label_style(text())
-            .axis_desc_style(text())
-            .x_desc(self.x.name())
-            .y_desc(self.y.name())
-            .x_label_formatter(&|value| self.x.label(*value))
-            .y_label_formatter(&|value| self.y.label(*value))
-            .draw()?;
-        for (number, line) in self.lines.iter().enumerate() {
-            let colour = COLOURS[number % COLOURS.len()];
-            chart.draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))?;
-            // Few points are shown as such; one alone would make no line at all.
-            if line.points.len() <= 40 && self.x != Axis::Nines {
-                chart.draw_series(line.points.iter().map(|&point| Circle::new(point, 3, colour.filled())))?;
+/// How many of the replies took how long.
+fn histogram(runs: &[Run], names: &[String]) -> anyhow::Result<Option<Chart>> {
+    let mut bars = Vec::new();
+    for (number, (run, name)) in runs.iter().zip(names).enumerate() {
+        let histogram = run.response.decode()?;
+        let mut shares: Vec<(f64, f64, f64)> = Vec::new();
+        let mut last = None;
+        for cell in histogram.iter_recorded() {
+            let row = row(micros(cell.value_iterated_to()));
+            let share = 100.0 * cell.count_since_last_iteration() as f64 / histogram.len().max(1) as f64;
+            match shares.last_mut() {
+                Some((_, _, sum)) if last == Some(row) => *sum += share,
+                _ => shares.push((bound(row), bound(row + 1), share)),
             }
+            last = Some(row);
         }
-        Ok(())
+        if !shares.is_empty() {
+            bars.push(Bars { name: name.clone(), style: Style::Run(number), bars: shares });
+        }
+    }
+    Ok((!bars.is_empty()).then(|| Chart {
+        title: "Histogram of latencies".to_owned(),
+        note: "How many of the replies took how long. Each bar is a third longer than the one before it.".to_owned(),
+        bars,
+        ..Chart::new(Axis::Latency, Axis::Share)
+    }))
+}
+
+/// Errors in each second, if there were any.
+fn errors_over_time(runs: &[Run], names: &[String]) -> Option<Chart> {
+    if !runs.iter().flat_map(|run| &run.timeline).any(|interval| interval.errors > 0) {
+        return None;
+    }
+    let lines = runs.iter().zip(names).enumerate().map(|(number, (run, name))| {
+        let points = run.timeline.iter().map(|interval| (middle(interval), interval.errors as f64));
+        let name = if runs.len() == 1 { "errors" } else { name };
+        Line::new(name, Style::Run(number), vec![points.collect()])
+    });
+    Some(Chart {
+        title: "Errors over time".to_owned(),
+        note: "Connections that failed, and wrong bytes, in each second.".to_owned(),
+        lines: lines.collect(),
+        ..Chart::new(Axis::Seconds, Axis::Count)
+    })
+}
+
+/// The response time at each rate that was tried, if one was looked for.
+fn latency_against_rate(runs: &[Run], names: &[String]) -> anyhow::Result<Option<Chart>> {
+    let mut chart = Chart {
+        title: "Latency against rate".to_owned(),
+        note:
+            "The response time at each rate that was tried: a dot where the criterion held, a cross where it did not. \
+               Where it turns up, the server is at its limit."
+                .to_owned(),
+        ..Chart::new(Axis::Rate, Axis::Latency)
+    };
+    for (number, (run, name)) in runs.iter().zip(names).enumerate() {
+        let Some(search) = &run.search else { continue };
+        let limit = search.criterion.parse::<Criterion>().ok().and_then(|criterion| criterion.time_limit());
+        let (judged, limit) = limit.map_or((99.0, None), |(percentile, limit)| (percentile, Some(limit)));
+        let name = |what: &str| if runs.len() == 1 { what.to_owned() } else { format!("{name}: {what}") };
+        let mut shown = vec![(judged, Style::Run(number))];
+        if judged != PERCENTILES[0] {
+            shown.insert(0, (PERCENTILES[0], Style::Service(number)));
+        }
+        for (percentile, style) in shown {
+            // A rate that was tried twice is shown as it was the second time.
+            let mut points: Vec<(f64, f64)> = Vec::new();
+            let mut marks: Vec<Mark> = Vec::new();
+            for step in search.steps.iter().filter(|step| step.response.count > 0) {
+                let time = micros(step.response.decode()?.value_at_percentile(percentile));
+                points.retain(|(rate, _)| *rate != step.rate);
+                points.push((step.rate, time));
+                if percentile == judged {
+                    marks.retain(|mark| mark.at.0 != step.rate);
+                    marks.push(Mark { at: (step.rate, time), holds: step.holds });
+                }
+            }
+            points.sort_by(|(left, _), (right, _)| left.total_cmp(right));
+            let what = if percentile == 100.0 { "max".to_owned() } else { format!("p{percentile}") };
+            chart.lines.push(Line { marks, ..Line::new(name(&what), style, vec![points]) });
+        }
+        if let Some(limit) = limit {
+            let text = name(&format!("{}: {}", search.criterion, show_micros(limit)));
+            chart.limits.push((limit, text));
+        }
+    }
+    Ok((!chart.lines.is_empty()).then_some(chart))
+}
+
+/// The intervals that are long enough to say something about a rate.
+fn whole(run: &Run) -> impl Iterator<Item = &Interval> {
+    run.timeline.iter().filter(|interval| interval.seconds >= SHORT || run.timeline.len() == 1)
+}
+
+fn middle(interval: &Interval) -> f64 {
+    interval.at + interval.seconds / 2.0
+}
+
+/// A number of a chart in words.
+pub(super) fn in_words(axis: Axis, value: f64) -> String {
+    match axis {
+        Axis::Seconds => plural(value.round() as u64, "second", "seconds"),
+        Axis::Rate => format!("{} messages/s", count(value)),
+        Axis::Count => count(value),
+        _ => axis.label(value),
     }
 }

@@ -3,6 +3,7 @@
 mod charts;
 mod files;
 pub(super) mod html;
+mod plot;
 mod text;
 
 use std::time::{Duration, SystemTime};
@@ -13,7 +14,7 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::IntervalLogWriterBuilder;
 
 pub use files::{Files, Outputs};
-pub use text::{comparison, printable, step_line, text};
+pub use text::{comparison, step_line, text};
 
 use super::Run;
 use crate::stdio;

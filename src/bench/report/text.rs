@@ -1,20 +1,43 @@
-//! Runs as text, for a terminal.
+//! Runs as text, for a terminal of 80 columns.
 
 use std::fmt::Write;
 
 use bytesize::ByteSize;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use hdrhistogram::Histogram;
 use indicatif::HumanCount;
 
-use crate::bench::latency::{PERCENTILES, micros, show_at_least, show_micros};
+use crate::bench::latency::{Latency, PERCENTILES, micros, show_at_least, show_micros};
+use crate::bench::merge::distinct_names;
 use crate::bench::{Cut, Outcomes, Run, Search, Settings, Step};
 use crate::escape;
+
+/// The width that everything fits.
+const WIDTH: usize = 80;
 
 /// The width of the histogram's longest bar.
 const BAR: u64 = 50;
 
 /// The most rows of the histogram.
 const ROWS: usize = 16;
+
+/// Where the second column of the first lines begins.
+const INDENT: usize = 13;
+
+/// Runs that stand side by side; more are shown below.
+const SIDE_BY_SIDE: usize = 3;
+
+/// A space at which no line is broken.
+const KEEP: char = '\u{a0}';
+
+/// What a figure is that nobody knows.
+pub(super) const NONE: &str = "-";
+
+/// A figure of a run, and what it is called.
+pub(super) type Figure = (&'static str, String);
+
+/// A row of the comparison that counts an outcome.
+type OutcomeRow = (&'static str, fn(&Outcomes) -> u64);
 
 /// A run, whole.
 ///
@@ -24,13 +47,12 @@ const ROWS: usize = 16;
 pub fn text(run: &Run) -> anyhow::Result<String> {
     let run = &printable_run(run)?;
     let mut out = String::new();
-    headline(&mut out, run)?;
+    headline(&mut out, run);
     percentiles(&mut out, run)?;
     histogram(&mut out, &run.response.decode()?)?;
     if let Some(watched) = &run.watched {
-        writeln!(
-            out,
-            "\nprocess {}: {:.2} us of processor time per message; memory {} before, {} connected, {} at its peak: {:.0} \
+        let text = format!(
+            "process {}: {:.2} us of processor time per message; memory {} before, {} connected, {} at its peak: {:.0} \
              bytes per connection",
             watched.pid,
             watched.cpu_us_per_message,
@@ -38,116 +60,129 @@ pub fn text(run: &Run) -> anyhow::Result<String> {
             size(watched.resident_connected),
             size(watched.resident_peak),
             watched.resident_per_connection
-        )?;
+        );
+        out.push('\n');
+        wrap(&mut out, "", &text);
     }
     if let Some(search) = &run.search {
-        writeln!(out, "\n{}", answer(search))?;
+        out.push('\n');
+        wrap(&mut out, "", &answer(search));
     }
-    problems(&mut out, run)?;
+    parts(&mut out, run);
+    problems(&mut out, run);
     Ok(out)
 }
 
 /// What was done, and how much of it.
-fn headline(out: &mut String, run: &Run) -> anyhow::Result<()> {
-    let config = &run.config;
-    let pace = match config.rate {
-        _ if run.search.is_some() => "open loop, looking for the highest rate".to_owned(),
-        Some(rate) => format!("open loop, {} messages/s", count(rate)),
-        None => format!("closed loop, depth {}", config.depth),
-    };
+fn headline(out: &mut String, run: &Run) {
     let merged = if run.merged > 1 { format!(", {} runs merged", run.merged) } else { String::new() };
-    writeln!(out, "{}: {} messages, {pace}{merged}\n", run.name, sizes(config))?;
+    wrap(out, "", &format!("{}: {} messages, {}{merged}", run.name, sizes(&run.config), pace(run)));
+    // A name has not told yet which of its addresses it was.
+    if !run.addresses.is_empty() && run.addresses != [run.config.address.as_str()] {
+        wrap(out, "", &format!("{} is {}", run.config.address, run.addresses.join(", ")));
+    }
+    out.push('\n');
 
     let connections = &run.connections;
-    let mut parts = vec![format!("{} of {} opened", HumanCount(connections.opened), HumanCount(connections.asked))];
+    let mut list = vec![format!("{} of {} opened", HumanCount(connections.opened), HumanCount(connections.asked))];
     if connections.idle_asked > 0 {
         let (opened, asked) = (HumanCount(connections.idle_opened), HumanCount(connections.idle_asked));
-        parts.push(format!("{opened} of {asked} idle ones"));
+        list.push(format!("{opened} of {asked} idle ones"));
     }
     let all = connections.opened as f64 + connections.idle_opened as f64;
-    parts.push(format!("{}/s", count(all / connections.opening_seconds.max(1e-6))));
+    list.push(format!("{}/s", count(all / connections.opening_seconds.max(1e-6))));
     if connections.connect.count > 0 {
-        parts.push(format!(
-            "connecting took p50 {}, p99 {}, max {}",
-            show_micros(connections.connect.p50_us),
-            show_micros(connections.connect.p99_us),
-            show_micros(connections.connect.max_us)
-        ));
+        list.push(format!("connecting took p50 {}", percentile(&connections.connect, 0)));
+        if percentile(&connections.connect, 2) != NONE {
+            list.push(format!("p99 {}", percentile(&connections.connect, 2)));
+        }
+        list.push(format!("max {}", show_micros(connections.connect.max_us)));
     }
     if connections.reopened > 0 {
         let rate = connections.reopened as f64 / run.seconds.max(1e-6);
-        parts.push(format!("{} reopened ({}/s)", HumanCount(connections.reopened), count(rate)));
+        list.push(format!("{} reopened ({}/s)", HumanCount(connections.reopened), count(rate)));
     }
     if let Some(closing) = connections.closing.as_ref().filter(|closing| closing.count > 0) {
-        parts.push(format!(
-            "closing took p50 {}, p99 {}, max {}",
-            show_micros(closing.p50_us),
-            show_micros(closing.p99_us),
-            show_micros(closing.max_us)
-        ));
+        list.push(format!("closing took p50 {}", percentile(closing, 0)));
+        list.push(format!("max {}", show_micros(closing.max_us)));
         if connections.never_closed > 0 {
-            parts.push(format!("{} were not closed by the server", HumanCount(connections.never_closed)));
+            list.push(format!("{} not closed by the server", HumanCount(connections.never_closed)));
         }
     }
-    writeln!(out, "connections  {}", parts.join(", "))?;
+    wrap(out, "connections", &joined(&list));
 
     let messages = &run.messages;
-    let mut parts =
-        vec![format!("{} replies in {:.2} s: {}/s", HumanCount(messages.replies), run.seconds, count(run.rate))];
-    parts.push(format!("{}/s each way", size(run.bytes_per_second as u64)));
+    let replies = plural(messages.replies, "reply", "replies");
+    let mut list = vec![format!("{replies} in {}: {}/s", seconds(run.seconds), count(run.rate))];
+    list.extend(rate_kept(run).map(|kept| format!("{kept} of the rate")));
+    list.push(format!("{}/s each way", size(run.bytes_per_second as u64)));
     if let Some(datagrams) = &run.datagrams {
-        let share = 100.0 * datagrams.lost as f64 / messages.sent.max(1) as f64;
-        parts.push(format!("{} lost ({share:.3} %)", HumanCount(datagrams.lost)));
-        parts.push(format!("{} reordered", HumanCount(datagrams.reordered)));
-        parts.push(format!("{} came again or too late", HumanCount(datagrams.duplicates)));
+        let share = percent(datagrams.lost as f64 / messages.sent.max(1) as f64);
+        list.push(format!("{} lost ({share})", HumanCount(datagrams.lost)));
+        list.push(format!("{} reordered", HumanCount(datagrams.reordered)));
+        list.push(format!("{} came again or too late", HumanCount(datagrams.duplicates)));
     }
-    let unanswered = if run.datagrams.is_some() { 0 } else { messages.unanswered };
-    for (number, what) in [(messages.missed, "missed"), (unanswered, "never answered")] {
-        if number > 0 || (what == "missed" && run.service.is_some()) {
-            parts.push(format!("{} {what}", HumanCount(number)));
-        }
+    wrap(out, "messages", &joined(&list));
+    let account = account(run);
+    if !account.is_empty() {
+        let list: Vec<_> = account.into_iter().map(|(what, number)| format!("{number} {what}")).collect();
+        wrap(out, "account", &format!("{} due: {}", HumanCount(run.outcomes.due), joined(&list)));
     }
-    writeln!(out, "messages     {}", parts.join(", "))?;
-    account(out, run)?;
-    if let Some(cut) = run.cut.filter(|cut| *cut != Cut::Enough) {
-        let of = match (config.duration, config.messages) {
-            (Some(duration), _) => format!("{:.2} of {duration:.2} s", run.seconds),
-            (None, Some(all)) => format!("{} of {} messages", HumanCount(run.outcomes.due), HumanCount(all)),
-            (None, None) => format!("{:.2} s", run.seconds),
-        };
-        let why = match cut {
-            Cut::NoConnection => "no connection was left, or nobody answered any more",
-            _ => "by a signal",
-        };
-        writeln!(out, "             ended early, after {of}: {why}")?;
+    if let Some(rate) = run.rate_kept.as_ref().filter(|rate| !rate.kept) {
+        wrap(out, "", &format!("{:INDENT$}{}", "", rate.text));
     }
-    Ok(())
+    if let Some(why) = ended_early(run) {
+        wrap(out, "", &format!("{:INDENT$}{why}", ""));
+    }
 }
 
-/// What became of the messages that were due, where that was not simply an answer.
-fn account(out: &mut String, run: &Run) -> anyhow::Result<()> {
+/// How messages were sent.
+pub(super) fn pace(run: &Run) -> String {
+    match run.config.rate {
+        _ if run.search.is_some() => "open loop, looking for the highest rate".to_owned(),
+        Some(rate) => format!("open loop, {} messages/s", count(rate)),
+        None => format!("closed loop, depth {}", run.config.depth),
+    }
+}
+
+/// How much of the rate that was asked for was kept.
+fn rate_kept(run: &Run) -> Option<String> {
+    let asked = run.config.rate.filter(|_| run.search.is_none() && run.seconds > 0.0)?;
+    Some(percent(run.rate / asked))
+}
+
+/// Whether and why a run ended before its time.
+pub(super) fn ended_early(run: &Run) -> Option<String> {
+    let why = match run.cut? {
+        Cut::Enough => return None,
+        Cut::NoConnection => "no connection was left, or nobody answered any more",
+        Cut::Interrupted => "by a signal",
+    };
+    let after = match (run.config.duration, run.config.messages) {
+        (Some(duration), _) => format!("{:.2} of {duration:.2} s", run.seconds),
+        (None, Some(all)) => format!("{} of {} messages", HumanCount(run.outcomes.due), HumanCount(all)),
+        (None, None) => seconds(run.seconds),
+    };
+    Some(format!("ended early, after {after}: {why}"))
+}
+
+/// What became of the messages that were due: those outcomes that there were. Empty, if in a closed loop all were answered.
+pub(super) fn account(run: &Run) -> Vec<Figure> {
     let Outcomes { due, answered, answered_late, unanswered, failed, never_sent } = run.outcomes;
     if answered == due && run.service.is_none() {
-        return Ok(());
+        return Vec::new();
     }
-    let mut parts = vec![format!("{} answered in time", HumanCount(answered))];
-    for (number, what) in [
-        (answered_late, "answered late"),
-        (unanswered, "unanswered"),
-        (failed, "failed with their connections"),
-        (never_sent.connection_gone, "never sent: connection gone"),
-        (never_sent.generator_behind, "never sent: generator behind"),
-        (never_sent.end_reached, "never sent: end reached"),
-    ] {
-        if number > 0 {
-            parts.push(format!("{} {what}", HumanCount(number)));
-        }
-    }
-    writeln!(out, "account      {} due: {}", HumanCount(due), parts.join(", "))?;
-    if let Some(rate) = run.rate_kept.as_ref().filter(|rate| !rate.kept) {
-        writeln!(out, "             {}", rate.text)?;
-    }
-    Ok(())
+    let all = [
+        ("answered in time", answered),
+        ("answered late", answered_late),
+        ("unanswered", unanswered),
+        ("failed with their connections", failed),
+        ("never sent: connection gone", never_sent.connection_gone),
+        ("never sent: generator behind", never_sent.generator_behind),
+        ("never sent: end reached", never_sent.end_reached),
+    ];
+    let some = all.into_iter().filter(|(what, number)| *number > 0 || *what == "answered in time");
+    some.map(|(what, number)| (what, HumanCount(number).to_string())).collect()
 }
 
 fn percentiles(out: &mut String, run: &Run) -> anyhow::Result<()> {
@@ -158,31 +193,55 @@ fn percentiles(out: &mut String, run: &Run) -> anyhow::Result<()> {
     }
     write!(out, "\n{:<14}", "latency")?;
     for percentile in PERCENTILES {
-        write!(out, "{:>11}", format!("p{percentile}"))?;
+        write!(out, "{:>9}", format!("p{percentile}"))?;
     }
-    writeln!(out, "{:>11}{:>11}", "max", "mean")?;
-    let response = if run.service.is_some() { "response time" } else { "round trip" };
-    for (what, latency) in [(response, Some(&run.response)), ("service time", run.service.as_ref())] {
-        let Some(latency) = latency.filter(|latency| latency.count > 0) else { continue };
+    writeln!(out, "{:>9}{:>9}", "max", "mean")?;
+    for (what, latency) in latencies(run).filter(|(_, latency)| latency.count > 0) {
         write!(out, "{what:<14}")?;
-        for (_, time, at_least) in latency.percentiles() {
-            write!(out, "{:>11}", show_at_least(time, at_least))?;
+        for number in 0..PERCENTILES.len() {
+            write!(out, "{:>9}", percentile(latency, number))?;
         }
-        for (time, name) in [(latency.max_us, "max_us"), (latency.mean_us, "mean_us")] {
-            write!(out, "{:>11}", show_at_least(time, latency.is_lower_bound(name)))?;
-        }
-        writeln!(out)?;
+        writeln!(out, "{:>9}{:>9}", longest(latency), mean(latency))?;
     }
+    wrap(out, "", &format!("{:14}{}", "", coverage(run)));
+    Ok(())
+}
+
+/// How many of the messages that were due the percentiles contain, and how many of these are bounds.
+pub(super) fn coverage(run: &Run) -> String {
     let due = run.outcomes.due;
     let of = if run.response.count == due { "all".to_owned() } else { HumanCount(run.response.count).to_string() };
-    write!(out, "              {of} of {} messages that were due are in it", HumanCount(due))?;
-    match run.response.bounds {
-        0 => writeln!(out),
-        bounds => {
-            writeln!(out, "; {} were not answered: they took at least (>) as long as was waited", HumanCount(bounds))
-        }
-    }?;
-    Ok(())
+    let bounds = match run.response.bounds {
+        0 => String::new(),
+        1 => "; 1 was not answered: it took at least (>) as long as was waited".to_owned(),
+        bounds => format!("; {} were not answered: they took at least (>) as long as was waited", HumanCount(bounds)),
+    };
+    format!("{of} of {} due in it{bounds}", plural(due, "message", "messages"))
+}
+
+/// The longest of these, or what it is at least.
+pub(super) fn longest(latency: &Latency) -> String {
+    show_at_least(latency.max_us, latency.is_lower_bound("max_us"))
+}
+
+/// Their mean, or what it is at least.
+pub(super) fn mean(latency: &Latency) -> String {
+    show_at_least(latency.mean_us, latency.is_lower_bound("mean_us"))
+}
+
+/// The latencies of a run's messages, by their names.
+pub(super) fn latencies(run: &Run) -> impl Iterator<Item = (&'static str, &Latency)> {
+    let response = if run.service.is_some() { "response time" } else { "round trip" };
+    let all = [(response, Some(&run.response)), ("service time", run.service.as_ref())];
+    all.into_iter().filter_map(|(what, latency)| Some((what, latency?)))
+}
+
+/// One of [`PERCENTILES`]. Of fewer latencies than one to each side of it there is none: of ten, p99.99 would only be
+/// another name for the longest.
+pub(super) fn percentile(latency: &Latency, number: usize) -> String {
+    let (percentile, time, at_least) = latency.percentiles()[number];
+    let needed = (100.0 / (100.0 - percentile)).round();
+    if (latency.count as f64) < needed { NONE.to_owned() } else { show_at_least(time, at_least) }
 }
 
 /// A small histogram with logarithmic rows: two to an octave, or fewer if there are many.
@@ -210,34 +269,149 @@ fn histogram(out: &mut String, histogram: &Histogram<u64>) -> anyhow::Result<()>
     writeln!(out)?;
     for (row, &number) in counts.iter().enumerate() {
         // A row that is not empty shows, however few there are in it.
-        let length = (number * BAR).div_ceil(most) as usize;
-        let share = 100.0 * number as f64 / histogram.len() as f64;
+        let length = (u128::from(number) * u128::from(BAR)).div_ceil(u128::from(most)) as usize;
         writeln!(
             out,
-            "from {:>8}  {:<width$} {share:6.2} %",
+            "from {:>8}  {:<width$} {:>8}",
             show_micros(micros(bound(row as u32))),
             "#".repeat(length),
+            percent(number as f64 / histogram.len() as f64),
             width = BAR as usize
         )?;
     }
     Ok(())
 }
 
+/// The runs that were merged.
+fn parts(out: &mut String, run: &Run) {
+    if run.parts.is_empty() {
+        return;
+    }
+    let head = ["run", "host", "replies", "replies/s", "errors", "measured from"].map(str::to_owned).to_vec();
+    let rows = run.parts.iter().map(|part| {
+        let from = part.measured_from.split('T').nth(1).unwrap_or(&part.measured_from);
+        let from = from.trim_end_matches('Z').get(..12).unwrap_or(from).to_owned();
+        let (replies, errors) = (HumanCount(part.replies).to_string(), HumanCount(part.errors).to_string());
+        vec![part.name.clone(), part.host.clone(), replies, count(part.rate), errors, from]
+    });
+    out.push('\n');
+    out.push_str(&table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
+}
+
 /// What went wrong, and what to keep in mind.
-fn problems(out: &mut String, run: &Run) -> anyhow::Result<()> {
+fn problems(out: &mut String, run: &Run) {
     if !run.errors.is_empty() {
-        writeln!(out, "\nerrors")?;
+        out.push_str("\nerrors\n");
         for error in &run.errors {
-            writeln!(out, "  {} {}; the first: {}", HumanCount(error.count), error.kind, error.first)?;
+            wrap(out, "  ", &format!("{}; the first: {}", error.kind.counted(error.count), error.first));
         }
     }
     for mismatch in run.mismatches.iter().skip(1) {
-        writeln!(out, "  {mismatch}")?;
+        wrap(out, "  ", &mismatch.to_string());
+    }
+    for verdict in run.criteria.iter().filter(|verdict| verdict.holds) {
+        out.push('\n');
+        wrap(out, "", &format!("not good enough: {} holds: {}", verdict.criterion, verdict.figure));
     }
     for warning in &run.generator.warnings {
-        writeln!(out, "\nwarning: {warning}")?;
+        out.push('\n');
+        wrap(out, "", &format!("warning: {warning}"));
     }
-    Ok(())
+}
+
+/// What came of a run, figure by figure, beside its latencies.
+pub(super) fn results(run: &Run) -> Vec<Figure> {
+    let Run { connections, messages, .. } = run;
+    let whole = |number: u64| HumanCount(number).to_string();
+    let mut all = vec![("replies", whole(messages.replies)), ("measured for", seconds(run.seconds))];
+    all.push(("replies/s", count(run.rate)));
+    all.extend(rate_kept(run).map(|kept| ("rate kept", kept)));
+    all.push(("bytes/s each way", size(run.bytes_per_second as u64).to_string()));
+    all.push(("due", whole(run.outcomes.due)));
+    all.extend(account(run));
+    if let Some(datagrams) = &run.datagrams {
+        let share = percent(datagrams.lost as f64 / messages.sent.max(1) as f64);
+        all.push(("lost", format!("{} ({share})", whole(datagrams.lost))));
+        all.push(("reordered", whole(datagrams.reordered)));
+        all.push(("came again or too late", whole(datagrams.duplicates)));
+    }
+    all.push(("connections opened", format!("{} of {}", whole(connections.opened), whole(connections.asked))));
+    if connections.idle_asked > 0 {
+        let (opened, asked) = (whole(connections.idle_opened), whole(connections.idle_asked));
+        all.push(("idle ones opened", format!("{opened} of {asked}")));
+    }
+    if connections.connect.count > 0 {
+        let (half, most) = (percentile(&connections.connect, 0), show_micros(connections.connect.max_us));
+        all.push(("connecting took", format!("p50 {half}, max {most}")));
+    }
+    if connections.reopened > 0 {
+        all.push(("reopened", whole(connections.reopened)));
+    }
+    all.push(("errors", whole(run.error_count())));
+    all.push(("generator's processor time", seconds(run.generator.cpu_seconds)));
+    if run.service.is_some() {
+        all.push(("left late", whole(run.generator.late)));
+    }
+    if let Some(lateness) = run.generator.lateness.as_ref().filter(|lateness| lateness.count > 0) {
+        all.push(("generator's lateness", format!("p99 {}, max {}", percentile(lateness, 2), longest(lateness))));
+    }
+    if let Some(stalls) = run.generator.stalls.as_ref().filter(|stalls| stalls.count > 0) {
+        all.push(("generator's longest stall", longest(stalls)));
+    }
+    if let Some(closing) = &connections.closing {
+        all.push(("closing took", format!("p50 {}, max {}", percentile(closing, 0), longest(closing))));
+    }
+    if connections.never_closed > 0 {
+        all.push(("never closed by the server", whole(connections.never_closed)));
+    }
+    if let Some(watched) = &run.watched {
+        all.push(("server's processor time per message", show_micros(watched.cpu_us_per_message)));
+        all.push(("server's memory per connection", format!("{:.0} B", watched.resident_per_connection)));
+        all.push(("server's memory at its peak", size(watched.resident_peak).to_string()));
+    }
+    all
+}
+
+/// What was asked for, where and when.
+pub(super) fn settings(run: &Run) -> Vec<Figure> {
+    let config = &run.config;
+    let mut all = vec![("address", config.address.clone())];
+    if run.addresses != [config.address.as_str()] {
+        all.push(("measured", run.addresses.join(", ")));
+    }
+    all.push(("connections", HumanCount(config.connections).to_string()));
+    all.push(("idle connections", HumanCount(config.idle).to_string()));
+    all.push(("size of messages", sizes(config).to_string()));
+    all.push(("load", pace(run)));
+    let limits = [config.duration.map(seconds), config.messages.map(|n| plural(n, "message", "messages"))];
+    all.push(("measured for", limits.into_iter().flatten().collect::<Vec<_>>().join(" or ")));
+    all.push(("warm-up", seconds(config.warm_up)));
+    all.push(("timeout", seconds(config.timeout)));
+    let optional = [
+        ("connections opened per second", config.connect_rate.map(count)),
+        ("messages before a reconnect", config.reconnect.map(|n| HumanCount(n).to_string())),
+        ("local addresses", (!config.sources.is_empty()).then(|| shortened(&config.sources))),
+        ("busy poll", (config.busy_poll > 0.0).then(|| seconds(config.busy_poll))),
+    ];
+    all.extend(optional.into_iter().filter_map(|(what, value)| Some((what, value?))));
+    all.push(("seed", config.seed.to_string()));
+    all.push(("began", when(&run.started)));
+    all.push(("measured from", when(&run.measured_from)));
+    let host = [run.host.name.as_str(), &run.host.system, &run.host.architecture].map(str::to_owned);
+    let named: Vec<_> = host.into_iter().filter(|text| !text.is_empty()).collect();
+    all.push((
+        "generator",
+        format!("{}, {}", named.join(", "), plural(run.host.processors, "processor", "processors")),
+    ));
+    all.push(("echoloop", run.echoloop.clone()));
+    all
+}
+
+fn shortened(list: &[String]) -> String {
+    match list {
+        [first, .., last] if list.len() > 4 => format!("{first} to {last} ({})", list.len()),
+        list => list.join(", "),
+    }
 }
 
 /// One step of a search, in a line.
@@ -249,7 +423,7 @@ pub fn step_line(step: &Step) -> String {
 /// What a search found.
 pub(super) fn answer(search: &Search) -> String {
     let criterion = &search.criterion;
-    match (search.holds_at, search.fails_at) {
+    let found = match (search.holds_at, search.fails_at) {
         (Some(holds), Some(fails)) => format!(
             "{criterion} holds up to {}/s, and no longer at {}/s (margin {:.1} %)",
             count(holds),
@@ -259,29 +433,60 @@ pub(super) fn answer(search: &Search) -> String {
         (Some(holds), None) => format!("{criterion} holds at {}/s; where it ends was not found", count(holds)),
         (None, Some(fails)) => format!("{criterion} does not hold, not even at {}/s", count(fails)),
         (None, None) => format!("{criterion}: no rate was tried to the end"),
-    }
+    };
+    search
+        .ended
+        .as_ref()
+        .map_or(found.clone(), |why| format!("{found}; the search ended before it had found out: {why}"))
 }
 
-/// Runs side by side, with ratios to the first.
+/// Runs side by side, with ratios to the first, and what is wrong with each.
 ///
 /// # Errors
 ///
 /// If a run cannot be shown.
 pub fn comparison(runs: &[Run]) -> anyhow::Result<String> {
     let runs = runs.iter().map(printable_run).collect::<anyhow::Result<Vec<_>>>()?;
-    Ok(align(&rows(&runs)))
+    let names = distinct_names(runs.iter());
+    let rows = rows(&runs, &names);
+    let mut out = String::new();
+    let columns: Vec<usize> = (1..=runs.len()).collect();
+    for (number, columns) in columns.chunks(SIDE_BY_SIDE).enumerate() {
+        if number > 0 {
+            out.push('\n');
+        }
+        let part = |row: &Vec<String>| {
+            std::iter::once(0).chain(columns.iter().copied()).filter_map(|column| row.get(column).cloned()).collect()
+        };
+        out.push_str(&table(&rows.iter().map(part).collect::<Vec<_>>()));
+    }
+    for (run, name) in runs.iter().zip(&names) {
+        let mut problem = String::new();
+        if let Some(why) = ended_early(run) {
+            wrap(&mut problem, "  ", &why);
+        }
+        problems(&mut problem, run);
+        if !problem.is_empty() {
+            out.push('\n');
+            wrap(&mut out, "", &format!("{name}:"));
+            out.push_str(problem.trim_start_matches('\n'));
+        }
+    }
+    Ok(out)
 }
 
 /// The cells of [`comparison`]: first the runs' names, then a figure a row.
-pub(super) fn rows(runs: &[Run]) -> Vec<Vec<String>> {
+pub(super) fn rows(runs: &[Run], names: &[String]) -> Vec<Vec<String>> {
     let row = |what: &str, figure: &dyn Fn(&Run) -> Option<f64>, show: &dyn Fn(f64) -> String| -> Vec<String> {
         let first = runs.first().and_then(figure);
         let mut cells = vec![what.to_owned()];
         for (number, run) in runs.iter().enumerate() {
             cells.push(match (figure(run), first) {
-                (None, _) => "-".to_owned(),
+                (None, _) => NONE.to_owned(),
                 (Some(value), Some(first)) if number > 0 && first > 0.0 => {
-                    format!("{} ({:.2})", show(value), value / first)
+                    let ratio = value / first;
+                    let ratio = if ratio < 100.0 { format!("{ratio:.2}") } else { count(ratio) };
+                    format!("{} ({ratio})", show(value))
                 }
                 (Some(value), _) => show(value),
             });
@@ -289,18 +494,50 @@ pub(super) fn rows(runs: &[Run]) -> Vec<Vec<String>> {
         cells
     };
     let whole = |number: f64| HumanCount(number as u64).to_string();
-    let mut rows = vec![std::iter::once(String::new()).chain(runs.iter().map(|run| run.name.clone())).collect()];
+    let mut rows = vec![std::iter::once(String::new()).chain(names.iter().cloned()).collect()];
     rows.push(row("replies/s", &|run| Some(run.rate), &count));
-    rows.push(row("bytes/s", &|run| Some(run.bytes_per_second), &|bytes| size(bytes as u64).to_string()));
-    for (number, percentile) in PERCENTILES.iter().enumerate() {
-        let time = move |run: &Run| (run.response.count > 0).then(|| run.response.percentiles()[number].1);
-        rows.push(row(&format!("p{percentile}"), &time, &show_micros));
+    if runs.iter().any(|run| rate_kept(run).is_some()) {
+        let kept = |run: &Run| Some(run.rate / run.config.rate.filter(|_| run.search.is_none())?);
+        rows.push(row("rate kept", &kept, &percent));
     }
-    rows.push(row("max", &|run| (run.response.count > 0).then_some(run.response.max_us), &show_micros));
+    rows.push(row("bytes/s", &|run| Some(run.bytes_per_second), &|bytes| size(bytes as u64).to_string()));
+    let services: &[bool] = if runs.iter().any(|run| run.service.is_some()) { &[false, true] } else { &[false] };
+    for &service in services {
+        let latency = move |run: &Run| {
+            let latency = if service { run.service.clone()? } else { run.response.clone() };
+            (latency.count > 0).then_some(latency)
+        };
+        let prefix = if service { "service " } else { "" };
+        for (number, name) in PERCENTILES.iter().enumerate() {
+            let time = move |run: &Run| {
+                let latency = latency(run)?;
+                (percentile(&latency, number) != NONE).then(|| latency.percentiles()[number].1)
+            };
+            let mut cells = row(&format!("{prefix}p{name}"), &time, &show_micros);
+            for (cell, run) in cells.iter_mut().skip(1).zip(runs) {
+                if latency(run).is_some_and(|latency| latency.percentiles()[number].2) && cell != NONE {
+                    cell.insert(0, '>');
+                }
+            }
+            rows.push(cells);
+        }
+        rows.push(row(&format!("{prefix}max"), &|run| Some(latency(run)?.max_us), &show_micros));
+    }
     rows.push(row("connections", &|run| Some(run.connections.opened as f64), &whole));
     rows.push(row("errors", &|run| Some(run.error_count() as f64), &whole));
-    if runs.iter().any(|run| run.service.is_some()) {
-        rows.push(row("missed", &|run| run.service.as_ref().map(|_| run.messages.missed as f64), &whole));
+    let outcomes: [OutcomeRow; 4] = [
+        ("answered late", |outcomes| outcomes.answered_late),
+        ("unanswered", |outcomes| outcomes.unanswered),
+        ("failed", |outcomes| outcomes.failed),
+        ("never sent", |outcomes| outcomes.never_sent.sum()),
+    ];
+    for (what, number) in outcomes {
+        if runs.iter().any(|run| number(&run.outcomes) > 0) {
+            rows.push(row(what, &|run| Some(number(&run.outcomes) as f64), &whole));
+        }
+    }
+    if runs.iter().any(|run| run.datagrams.is_some()) {
+        rows.push(row("reordered", &|run| Some(run.datagrams?.reordered as f64), &whole));
     }
     if runs.iter().any(|run| run.watched.is_some()) {
         let cpu = |run: &Run| run.watched.as_ref().map(|watched| watched.cpu_us_per_message);
@@ -314,40 +551,79 @@ pub(super) fn rows(runs: &[Run]) -> Vec<Vec<String>> {
     rows
 }
 
-/// Rows of cells as columns, the first one to the left and the others to the right.
-fn align(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut out = String::new();
+/// Rows of cells as columns, the first one to the left and the others to the right, in at most [`WIDTH`] columns: what is
+/// too long is wrapped.
+fn table(rows: &[Vec<String>]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH as u16);
     for row in rows {
-        let mut line = format!("{:<width$}", row[0], width = widths[0]);
-        for (cell, width) in row.iter().zip(&widths).skip(1) {
-            line.push_str(&format!("  {cell:>width$}"));
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
+        table.add_row(row);
     }
-    out
+    for (number, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((if number == 0 { 0 } else { 2 }, 0));
+        column.set_cell_alignment(if number == 0 { CellAlignment::Left } else { CellAlignment::Right });
+    }
+    table.lines().fold(String::new(), |out, line| out + line.trim_end() + "\n")
 }
 
-/// A text that stays a text on a terminal: files come from anywhere.
-pub fn printable(text: &str) -> String {
-    escape::text(text).to_string()
+/// Parts of a sentence, each of which stays on one line if it is short.
+fn joined(parts: &[String]) -> String {
+    let keep = |part: &String| {
+        if part.chars().count() < WIDTH / 2 { part.replace(' ', &KEEP.to_string()) } else { part.clone() }
+    };
+    parts.iter().map(keep).collect::<Vec<_>>().join(", ")
 }
 
-/// A run in which every text is [`printable`].
+/// Adds a text in lines of at most [`WIDTH`] columns. After a head the second column begins at [`INDENT`]; after spaces, or
+/// none, what is wrapped is set in by two.
+fn wrap(out: &mut String, head: &str, text: &str) {
+    let (first, indent) = match head.trim_end() {
+        "" => (head.to_owned(), head.len() + 2),
+        _ => (format!("{head:<INDENT$}"), INDENT),
+    };
+    // What is set in already stays so.
+    let lead = text.len() - text.trim_start().len();
+    let mut line = first + &text[..lead];
+    let indent = if lead > 0 { lead + 2 } else { indent };
+    let mut empty = true;
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let word = word.replace(KEEP, " ");
+        if !empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            out.push_str(line.trim_end());
+            out.push('\n');
+            line = " ".repeat(indent);
+            empty = true;
+        }
+        if !empty {
+            line.push(' ');
+        }
+        line.push_str(&word);
+        empty = false;
+        // A word that is longer than a line has to be broken.
+        while line.chars().count() > WIDTH {
+            let at = line.char_indices().nth(WIDTH).map_or(line.len(), |(at, _)| at);
+            let rest = line.split_off(at);
+            out.push_str(&line);
+            out.push('\n');
+            line = " ".repeat(indent) + &rest;
+        }
+    }
+    out.push_str(line.trim_end());
+    out.push('\n');
+}
+
+/// A run in which every text can be shown on a terminal: files come from anywhere.
 fn printable_run(run: &Run) -> anyhow::Result<Run> {
-    fn escape_all(value: &mut serde_json::Value) {
+    fn clean(value: &mut serde_json::Value) {
         match value {
-            serde_json::Value::String(text) => *text = printable(text),
-            serde_json::Value::Array(values) => values.iter_mut().for_each(escape_all),
-            serde_json::Value::Object(fields) => fields.values_mut().for_each(escape_all),
+            serde_json::Value::String(text) => *text = escape::text(text).to_string(),
+            serde_json::Value::Array(values) => values.iter_mut().for_each(clean),
+            serde_json::Value::Object(fields) => fields.values_mut().for_each(clean),
             _ => {}
         }
     }
     let mut json = serde_json::to_value(run)?;
-    escape_all(&mut json);
+    clean(&mut json);
     Ok(serde_json::from_value(json)?)
 }
 
@@ -359,7 +635,7 @@ pub(super) fn sizes(config: &Settings) -> String {
     }
 }
 
-fn size(bytes: u64) -> impl std::fmt::Display {
+pub(super) fn size(bytes: u64) -> impl std::fmt::Display {
     ByteSize(bytes).display().iec()
 }
 
@@ -369,5 +645,33 @@ pub(super) fn count(number: f64) -> String {
         HumanCount(number.round() as u64).to_string()
     } else {
         format!("{number:.1}")
+    }
+}
+
+/// A length of time with three digits.
+pub(super) fn seconds(seconds: f64) -> String {
+    if seconds == 0.0 { "0 s".to_owned() } else { show_micros(seconds * 1e6) }
+}
+
+/// A time of day as one reads it, from RFC 3339.
+pub(super) fn when(time: &str) -> String {
+    match time.split_once('T') {
+        Some((day, time)) => format!("{day} {} UTC", time.split(['.', 'Z']).next().unwrap_or(time)),
+        None => time.to_owned(),
+    }
+}
+
+/// So many of something.
+pub(super) fn plural(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", HumanCount(number), if number == 1 { one } else { many })
+}
+
+/// A share as one reads it. What is there is never 0, and what is not all is never 100 %.
+pub(super) fn percent(share: f64) -> String {
+    let percent = 100.0 * share;
+    match percent {
+        _ if percent > 0.0 && percent < 0.005 => "<0.01 %".to_owned(),
+        _ if (99.995..100.0).contains(&percent) => ">99.99 %".to_owned(),
+        _ => format!("{percent:.2} %"),
     }
 }
