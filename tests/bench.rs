@@ -764,9 +764,36 @@ fn the_server_is_watched() {
     assert!(watched.cpu_seconds > 0.0 && watched.cpu_us_per_message > 0.0, "{watched:?}");
     assert!(watched.resident_peak >= watched.resident_before && watched.resident_before > 0, "{watched:?}");
     assert!((1.0..10_000.0).contains(&watched.resident_per_connection), "{watched:?}");
-    let output = bench(server.addr(), "--watch-pid 2147483647");
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot watch process 2147483647"));
+    // A stranger and no process are refused, and who it is instead is told.
+    let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
+    for (pid, complaint) in [
+        (
+            stranger.id(),
+            format!("(sleep) does not listen on {}; process {} (echoloop) does", server.addr(), server.pid()),
+        ),
+        (2_147_483_647, "cannot watch process 2147483647".to_owned()),
+    ] {
+        let output = bench(server.addr(), &format!("--watch-pid {pid}"));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+        assert!(text.contains(&complaint), "{text}");
+    }
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_watched_process_that_ends_is_told() {
+    let server = Server::start(&[]);
+    let (address, pid) = (server.addr(), server.pid());
+    let running = thread::spawn(move || run(address, &format!("-c 2 -t 60s --warm-up 0s --watch-pid {pid}")));
+    server.wait_for_connections(2);
+    server.signal(Signal::KILL);
+    let (run, _) = running.join().unwrap();
+    let told = format!("process {pid} ended before the run did");
+    assert!(run.generator.warnings.iter().any(|warning| warning.contains(&told)), "{:?}", run.generator.warnings);
+    assert!(run.watched.unwrap().resident_peak > 0);
 }
 
 #[test]

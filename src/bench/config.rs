@@ -106,8 +106,8 @@ pub struct Config {
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
     pub busy_poll: Duration,
 
-    /// Watch the server's process (on this machine, on Linux): its processor time per message, its memory per
-    /// connection
+    /// Watch the server's process, with its threads and its children (on this machine, on Linux): its processor time per
+    /// message, its memory per connection
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub watch_pid: Option<i32>,
 

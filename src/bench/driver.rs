@@ -18,7 +18,7 @@ use super::machine::World;
 use super::schedule::Schedule;
 use super::stalls::Stalls;
 use super::summary::{Cut, ErrorCount, ErrorKind};
-use super::watch::{self, Precision, Usage};
+use super::watch::{Precision, Usage, Watch};
 use crate::reactor::Readiness;
 use crate::signals::Request;
 
@@ -111,8 +111,8 @@ pub(super) struct Driver<'a, W: World> {
     stalls: Stalls,
     next_tick: Nanos,
     ready: Vec<Readiness>,
-    /// The most memory that the watched process was seen to have.
-    pub peak: u64,
+    /// The process that is watched.
+    pub watch: Option<Watch>,
     pub progress: ProgressBar,
 }
 
@@ -142,7 +142,7 @@ impl<'a, W: World> Driver<'a, W> {
             stalls: Stalls::new(),
             next_tick: 0,
             ready: Vec::new(),
-            peak: 0,
+            watch: None,
             progress: progress.with_style(
                 ProgressStyle::with_template("{prefix:>10} {bar:24} {msg}").expect("the template is valid"),
             ),
@@ -262,7 +262,7 @@ impl<'a, W: World> Driver<'a, W> {
         }
 
         let cpu = processor_time();
-        let usage = self.watch()?;
+        let usage = self.look(Precision::Children);
         self.stalls = Stalls::new();
         now = self.now();
         let end = pace.duration.map(|duration| now + nanos(duration));
@@ -290,7 +290,7 @@ impl<'a, W: World> Driver<'a, W> {
         };
         self.load_mut().close_window(now);
         let cpu = processor_time() - cpu;
-        let watched = usage.zip(self.watch()?);
+        let watched = usage.zip(self.look(Precision::Children));
 
         // What fell due while the last turn was running is sent still; what the generator has not got to is not.
         self.feed_all();
@@ -449,16 +449,25 @@ impl<'a, W: World> Driver<'a, W> {
 
     fn tick(&mut self, now: Nanos) -> anyhow::Result<()> {
         self.next_tick = now + TICK;
-        self.watch()?;
+        self.look(Precision::Rough);
         self.show_progress(now);
         Ok(())
     }
 
-    /// Looks at the process that is to be watched. That it has ended is no reason to end.
-    fn watch(&mut self) -> anyhow::Result<Option<Usage>> {
-        let usage = self.config.watch_pid.and_then(|pid| watch::usage(pid, Precision::Rough).ok());
-        self.peak = self.peak.max(usage.map_or(0, |usage| usage.resident));
-        Ok(usage)
+    /// Looks at the process that is watched. That it has ended is no reason to end.
+    pub fn look(&mut self, precision: Precision) -> Option<Usage> {
+        self.watch.as_mut().map(|watch| watch.look(precision))
+    }
+
+    /// A process that is killed loses its connections first, and is seen to have ended a moment later.
+    pub fn look_for_the_end(&mut self) {
+        for _ in 0..20 {
+            if !self.deserted || self.watch.as_ref().is_none_or(|watch| watch.ended) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            self.look(Precision::Rough);
+        }
     }
 
     fn show_progress(&self, now: Nanos) {

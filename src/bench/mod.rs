@@ -41,7 +41,7 @@ use clock::Nanos;
 use dial::Route;
 use driver::{Driver, Outcome, Pace};
 use machine::{Machine, World};
-use watch::{Precision, Usage};
+use watch::{Precision, Usage, Watch};
 
 pub use config::Config;
 pub use criterion::Criterion;
@@ -67,11 +67,13 @@ pub fn run(config: &Config) -> anyhow::Result<Run> {
 
 /// The same, over routes that have been found.
 fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
+    let watch = config.watch_pid.map(|pid| Watch::new(pid, &routes)).transpose()?;
     let machine = Machine::new(config, routes)?;
     let (datagrams, max_closing, open_files) =
         (machine.is_datagrams(), machine.max_closing(config), machine.open_files);
     let mut driver = Driver::new(config, machine, datagrams, max_closing, ProgressBar::new(0));
-    let opened = open(config, &mut driver)?;
+    driver.watch = watch;
+    let opened = open(&mut driver)?;
     let (outcome, search) = match &config.find_rate {
         Some(criterion) => {
             let (outcome, search) = search::search(&mut driver, config, criterion)?;
@@ -80,6 +82,7 @@ fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
         None => (driver.stage(&Pace::of(config))?, None),
     };
     driver.progress.finish_and_clear();
+    driver.look_for_the_end();
     let mut run = assemble(config, &driver, opened, outcome, search);
     run.host = Host::here(open_files);
     Ok(run)
@@ -97,15 +100,13 @@ struct Opened {
 }
 
 /// Opens the connections, and waits until it is time to begin.
-fn open<W: World>(config: &Config, driver: &mut Driver<W>) -> anyhow::Result<Opened> {
-    let usage = || config.watch_pid.map(|pid| watch::usage(pid, Precision::Exact)).transpose();
-    let before = usage()?;
+fn open<W: World>(driver: &mut Driver<W>) -> anyhow::Result<Opened> {
+    let before = driver.look(Precision::Exact);
     let started = SystemTime::now();
     let began = driver.load_mut().clock.read();
     let opening = driver.open_all()?;
     let belated = driver.await_start()?;
-    let connected = usage()?;
-    driver.peak = connected.map_or(0, |usage| usage.resident);
+    let connected = driver.look(Precision::Exact);
     let (busy, idle) = (driver.load().open(), driver.load().open_idle());
     Ok(Opened { started, began, opening, belated, watched: before.zip(connected), busy, idle })
 }
@@ -124,6 +125,9 @@ fn assemble<W: World>(
     let mut warnings = verdict::warnings(config, &outcome);
     warnings.extend(search.as_ref().and_then(verdict::limited_search));
     warnings.extend(belated);
+    if let Some(watch) = driver.watch.as_ref().filter(|watch| watch.ended) {
+        warnings.push(format!("process {} ended before the run did: what it used is told up to then", watch.pid));
+    }
     let explains = verdict::explained(config, &outcome);
     let rate_kept = verdict::rate(&outcome);
     let Outcome { mut ledger, errors, cut, stalls, cpu, watched, asked: _ } = outcome;
@@ -137,7 +141,7 @@ fn assemble<W: World>(
             cpu_us_per_message: used.as_secs_f64() * 1e6 / messages.replies.max(1) as f64,
             resident_before: before.resident,
             resident_connected: connected.resident,
-            resident_peak: driver.peak,
+            resident_peak: driver.watch.as_ref().map_or(0, |watch| watch.peak),
             resident_per_connection: grown / (busy + idle).max(1) as f64,
         }
     });

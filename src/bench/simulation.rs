@@ -514,7 +514,7 @@ fn simulate(seed: u64) {
         signals,
     }));
     let mut driver = Driver::new(&config, Simulated(net.clone()), false, 10_000, ProgressBar::hidden());
-    let Ok(opened) = open(&config, &mut driver) else {
+    let Ok(opened) = open(&mut driver) else {
         // Only one that does not listen cannot be connected to.
         return assert!(matches!(kind, Kind::Dying { .. }), "{kind:?}");
     };
