@@ -10,7 +10,7 @@ use echoloop::bench::{self, Run};
 use echoloop::cli::{Bench, Cli, Command, Report};
 use echoloop::reactor::socket::Socket;
 use echoloop::serve::{Ending, Server, StreamService};
-use echoloop::{cli, connect, logging, stdio};
+use echoloop::{check, cli, connect, logging, stdio};
 use log::{error, info};
 
 /// How long the end of the program waits for who reads its log.
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Connect(flags) => connect(&flags),
         Command::Bench(flags) => bench(*flags),
         Command::Report(flags) => report(&flags),
+        Command::Check(config) => check::run(&config).map(ExitCode::from),
         Command::Completions { shell } => cli::print_completions(shell).map(|()| ExitCode::SUCCESS).map_err(Into::into),
         Command::Man(flags) => flags.print().map(|()| ExitCode::SUCCESS),
     };

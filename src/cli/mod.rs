@@ -16,7 +16,7 @@ use clap_complete::Shell;
 use crate::bench::Criterion;
 use crate::bench::report::Outputs;
 use crate::logging::Format;
-use crate::{bench, connect, serve, stdio};
+use crate::{bench, check, connect, serve, stdio};
 
 /// An echo server on one event loop, for very many connections, a line client, and a load generator that tells the truth.
 ///
@@ -117,6 +117,8 @@ pub enum Command {
     Bench(Box<Bench>),
     /// Compare runs of `bench`, or add up those that several machines made of one test
     Report(Report),
+    /// Grade any echo service, from outside: each promise of an echo is tried, and every byte verified
+    Check(Box<check::Config>),
     /// Print what a shell needs to complete commands and options: source it, or put it where the shell looks for such
     Completions {
         /// The shell

@@ -1,0 +1,165 @@
+//! Experiments on datagrams. What is lost is sent again before it is judged: losing is what UDP may do.
+
+use std::time::Duration;
+
+use mio::Token;
+
+use super::lab::Lab;
+use super::verdict::{Finding, Outcome, Trouble};
+use crate::reactor::address::Endpoint;
+
+/// How often a datagram is sent until it is taken for unanswered.
+const TRIES: usize = 4;
+
+/// How long something is awaited that should not come.
+const NOTHING: Duration = Duration::from_millis(200);
+
+/// The ports of services that answer (IANA): echo, daytime, qotd, chargen, time.
+const SIMPLE_SERVICES: [u16; 5] = [7, 13, 17, 19, 37];
+
+/// Sends a datagram until it is answered, and returns the answer.
+fn ask(lab: &mut Lab, port: Token, bytes: &[u8]) -> Result<Vec<u8>, Trouble> {
+    let patience = lab.patience;
+    for _ in 0..TRIES {
+        if !lab.post(port, bytes) {
+            return Err(Trouble::Note(format!("a datagram of {} bytes cannot be sent from here", bytes.len())));
+        }
+        if let Some((_, _, answer)) =
+            lab.catch(1, patience / TRIES as u32)?.into_iter().find(|(token, ..)| *token == port)
+        {
+            return Ok(answer);
+        }
+    }
+    let error = lab.datagrams.protocol_mut().error.take();
+    let got = error.map_or_else(|| format!("nothing, {TRIES} times"), |error| format!("nothing, but: {error}"));
+    Err(Finding::new(&format!("a datagram of {} bytes", bytes.len()), &got).timing().into())
+}
+
+fn same(sent: &[u8], answer: &[u8]) -> Outcome {
+    if sent == answer {
+        return Ok(());
+    }
+    let show = |bytes: &[u8]| format!("{} bytes '{}'", bytes.len(), bytes[..bytes.len().min(24)].escape_ascii());
+    Err(Finding::new(&show(sent), &show(answer)).into())
+}
+
+pub(super) fn answer(lab: &mut Lab) -> Outcome {
+    let port = lab.port(0)?;
+    let message = lab.message(16);
+    let outcome = ask(lab, port, &message);
+    lab.silent = outcome.is_err();
+    outcome.map(|_| ())
+}
+
+pub(super) fn source(lab: &mut Lab) -> Outcome {
+    let Endpoint::Udp(target) = lab.endpoint else { return Ok(()) };
+    let port = lab.port(0)?;
+    let message = lab.message(16);
+    let patience = lab.patience;
+    for _ in 0..TRIES {
+        lab.post(port, &message);
+        if let Some((_, envelope, _)) = lab.catch(1, patience / TRIES as u32)?.first() {
+            let from = envelope.from;
+            if from.ip().to_canonical() == target.ip().to_canonical() && from.port() == target.port() {
+                return Ok(());
+            }
+            return Err(Finding::new(&format!("a datagram to {target}"), &format!("an answer from {from}")).into());
+        }
+    }
+    Err(Trouble::unjudged("nothing came back"))
+}
+
+pub(super) fn sizes(lab: &mut Lab) -> Outcome {
+    let port = lab.port(0)?;
+    for size in [0, 1, 2, 511, 512, 513, 1024, 1025, 1472, 1473, 4097, 8193, 65_507] {
+        let message = lab.message(size);
+        match ask(lab, port, &message) {
+            Ok(answer) => same(&message, &answer)?,
+            // A path may have no room for the largest.
+            Err(Trouble::Note(note)) if size > 1472 => return Err(Trouble::Note(note)),
+            Err(trouble) => return Err(trouble),
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn values(lab: &mut Lab) -> Outcome {
+    let port = lab.port(0)?;
+    let all: Vec<u8> = (0..=255).collect();
+    let answer = ask(lab, port, &all)?;
+    same(&all, &answer)
+}
+
+pub(super) fn once(lab: &mut Lab) -> Outcome {
+    let port = lab.port(0)?;
+    for _ in 0..50 {
+        let message = lab.message(32);
+        let answer = ask(lab, port, &message)?;
+        same(&message, &answer)?;
+        lab.rest(Duration::from_millis(1))?;
+        let again = lab.catch(1, Duration::ZERO)?;
+        if let Some((_, _, bytes)) = again.first().filter(|(_, _, bytes)| *bytes == message) {
+            return Err(Finding::new(
+                &format!("'{}'", message.escape_ascii()),
+                &format!("'{}' twice", bytes.escape_ascii()),
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn boundaries(lab: &mut Lab) -> Outcome {
+    let port = lab.port(0)?;
+    let patience = lab.patience;
+    let mut answered = 0;
+    for _ in 0..TRIES {
+        let messages: Vec<_> = (0..20).map(|number| lab.message(10 + 7 * number)).collect();
+        messages.iter().for_each(|message| _ = lab.post(port, message));
+        let caught = lab.catch(messages.len(), patience / TRIES as u32)?;
+        if let Some((_, _, strange)) = caught.iter().find(|(_, _, bytes)| !messages.contains(bytes)) {
+            let got = format!("one of {} bytes that is none of them", strange.len());
+            return Err(Finding::new("20 datagrams together", &got).into());
+        }
+        answered = answered.max(caught.len());
+        if answered >= messages.len() / 2 {
+            return Ok(());
+        }
+    }
+    Err(Finding::new("20 datagrams together", &format!("{answered} answers")).timing().into())
+}
+
+pub(super) fn many(lab: &mut Lab) -> Outcome {
+    let ports = (0..lab.many.min(50)).map(|_| lab.port(0)).collect::<Result<Vec<_>, _>>()?;
+    for _ in 0..2 {
+        for port in &ports {
+            let message = lab.message(24);
+            let answer = ask(lab, *port, &message)?;
+            same(&message, &answer)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn low_port(lab: &mut Lab) -> Outcome {
+    let bound = SIMPLE_SERVICES.into_iter().find_map(|port| lab.port(port).ok().map(|token| (port, token)));
+    let Some((number, port)) = bound else {
+        return Err(Trouble::unjudged("ports below 1024 cannot be bound to here (ip(7), CAP_NET_BIND_SERVICE)"));
+    };
+    for _ in 0..2 {
+        lab.post(port, b"are you there?");
+        if !lab.catch(1, NOTHING)?.is_empty() {
+            return Err(Finding::new(&format!("a datagram from port {number}"), "an answer").into());
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn loss(lab: &mut Lab) -> Outcome {
+    let port = lab.port(0)?;
+    let messages: Vec<_> = (0..100).map(|_| lab.message(64)).collect();
+    messages.iter().for_each(|message| _ = lab.post(port, message));
+    let wait = lab.patience / 2;
+    let caught = lab.catch(messages.len(), wait)?.len();
+    Err(Trouble::Note(format!("{} of {} that were sent at once came back", caught.min(messages.len()), messages.len())))
+}

@@ -1,0 +1,158 @@
+//! Experiments on the service's process, where it is on this machine (proc(5), Linux).
+
+use std::time::Duration;
+
+use super::lab::Lab;
+use super::verdict::{Outcome, Trouble};
+
+/// Connections that are counted on.
+#[cfg(target_os = "linux")]
+const CONNECTIONS: usize = 100;
+
+/// How long it is watched while nothing comes.
+const WATCHED: Duration = Duration::from_millis(600);
+
+/// The most of a processor that a service takes while nothing comes: timers and statistics may wake it up.
+#[cfg(target_os = "linux")]
+const IDLE_SHARE: f64 = 0.05;
+
+/// The most that a silent connection takes. A thread's stack is less, as far as it is used.
+#[cfg(target_os = "linux")]
+const SILENT: u64 = 256 * 1024;
+
+/// The most that a connection takes that never reads: more than any usual buffers.
+#[cfg(target_os = "linux")]
+const UNREADING: u64 = 16 * 1024 * 1024;
+
+#[cfg(not(target_os = "linux"))]
+mod unknown {
+    use super::*;
+
+    fn no(_: &mut Lab) -> Outcome {
+        let _ = WATCHED;
+        Err(Trouble::unjudged("only Linux tells what is needed (proc(5))"))
+    }
+
+    pub(in super::super) use no as idle;
+    pub(in super::super) use no as descriptors;
+    pub(in super::super) use no as memory_silent;
+    pub(in super::super) use no as memory_unreading;
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) use unknown::*;
+
+#[cfg(target_os = "linux")]
+pub(super) use linux::*;
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use procfs::process::{Process, all_processes};
+
+    use super::super::streams::UNBOUNDED;
+    use super::super::verdict::Finding;
+    use super::*;
+
+    /// The process that is told of, and its children.
+    fn family(lab: &Lab) -> Result<Vec<Process>, Trouble> {
+        let Some(pid) = lab.pid else { return Err(Trouble::unjudged("no --pid was given")) };
+        let gone = |error| Trouble::Unjudged(format!("process {pid} cannot be looked at: {error}"));
+        let mut family = vec![Process::new(pid).map_err(gone)?];
+        let others: Vec<_> = all_processes().map_err(gone)?.filter_map(Result::ok).collect();
+        let mut at = 0;
+        while at < family.len() {
+            let parent = family[at].pid;
+            for process in &others {
+                if process.stat().is_ok_and(|stat| stat.ppid == parent)
+                    && let Ok(child) = Process::new(process.pid)
+                {
+                    family.push(child);
+                }
+            }
+            at += 1;
+        }
+        Ok(family)
+    }
+
+    fn resident(family: &[Process]) -> u64 {
+        family.iter().filter_map(|process| process.statm().ok()).map(|statm| statm.resident * procfs::page_size()).sum()
+    }
+
+    fn processor(family: &[Process]) -> f64 {
+        let ticks = |process: &Process| process.stat().map_or(0, |stat| stat.utime + stat.stime);
+        family.iter().map(ticks).sum::<u64>() as f64 / procfs::ticks_per_second() as f64
+    }
+
+    fn open(family: &[Process]) -> usize {
+        family.iter().filter_map(|process| process.fd_count().ok()).sum()
+    }
+
+    pub(in super::super) fn idle(lab: &mut Lab) -> Outcome {
+        let family = family(lab)?;
+        let before = processor(&family);
+        lab.rest(WATCHED)?;
+        let with_one = {
+            let line = lab.connect()?;
+            lab.ping(line, 16)?;
+            let before = processor(&family);
+            lab.rest(WATCHED)?;
+            processor(&family) - before
+        };
+        let used = (processor(&family) - before).max(with_one) / WATCHED.as_secs_f64();
+        if used <= IDLE_SHARE * 2.0 {
+            return Ok(());
+        }
+        let got = format!("{:.0} % of a processor was used", used.min(1.0) * 100.0);
+        Err(Finding::new("nothing", &got).timing().into())
+    }
+
+    pub(in super::super) fn descriptors(lab: &mut Lab) -> Outcome {
+        let before = open(&family(lab)?);
+        let mut lines = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let line = lab.connect()?;
+            lab.ping(line, 16)?;
+            lines.push(line);
+        }
+        for (number, line) in lines.into_iter().enumerate() {
+            if number % 2 == 0 { lab.close(line) } else { lab.reset(line) }
+        }
+        let patience = lab.patience;
+        let mut left = 0;
+        lab.run(patience, |lab| {
+            left = family(lab).map_or(0, |family| open(&family).saturating_sub(before));
+            left < CONNECTIONS / 10
+        })?;
+        if left < CONNECTIONS / 10 {
+            return Ok(());
+        }
+        let sent = format!("{CONNECTIONS} connections, half of them closed and half reset");
+        Err(Finding::new(&sent, &format!("{left} descriptors are still open")).timing().into())
+    }
+
+    pub(in super::super) fn memory_silent(lab: &mut Lab) -> Outcome {
+        let before = resident(&family(lab)?);
+        for _ in 0..CONNECTIONS {
+            let line = lab.connect()?;
+            lab.ping(line, 1)?;
+        }
+        let each = resident(&family(lab)?).saturating_sub(before) / CONNECTIONS as u64;
+        if each <= SILENT {
+            return Err(Trouble::Note(format!("{} KiB for each of {CONNECTIONS}", each / 1024)));
+        }
+        Err(Finding::new(&format!("{CONNECTIONS} connections"), &format!("{} KiB for each", each / 1024)).into())
+    }
+
+    pub(in super::super) fn memory_unreading(lab: &mut Lab) -> Outcome {
+        let before = resident(&family(lab)?);
+        let line = lab.dial(true)?;
+        lab.await_open(line)?;
+        lab.flood(line, UNBOUNDED)?;
+        let taken = resident(&family(lab)?).saturating_sub(before);
+        lab.reset(line);
+        if taken <= UNREADING {
+            return Err(Trouble::Note(format!("{} KiB", taken / 1024)));
+        }
+        Err(Finding::new("bytes without an end, and nothing was read", &format!("{} MiB more", taken >> 20)).into())
+    }
+}

@@ -1,0 +1,417 @@
+//! Experiments on streams.
+
+use std::time::Duration;
+
+use super::lab::Lab;
+use super::verdict::{Finding, Outcome, Trouble};
+
+/// How long a connection is listened to on which nothing should come.
+const SILENCE: Duration = Duration::from_millis(250);
+
+/// How long a connection says nothing that should live.
+const IDLE: Duration = Duration::from_millis(1500);
+
+/// What is sent to a peer that is to hold it back for us.
+const LATE: usize = 8 * 1024 * 1024;
+
+/// More than any kernels hold between two sockets by default: who takes so much keeps it.
+pub(super) const UNBOUNDED: usize = 32 * 1024 * 1024;
+
+/// Connections that come and go.
+pub(super) const RETURNED: usize = 1000;
+
+/// Connections one after another.
+const SEQUENCE: usize = 30;
+
+/// How long the busy connection is busy.
+const BUSY: Duration = Duration::from_millis(700);
+
+fn echoes(lab: &mut Lab, bytes: &[u8]) -> Outcome {
+    let line = lab.connect()?;
+    lab.send(line, bytes);
+    if lab.by_line && !bytes.ends_with(b"\n") {
+        lab.send(line, b"\n");
+    }
+    lab.await_echo(line)?;
+    // What is added may come late.
+    lab.rest(Duration::from_millis(5))?;
+    lab.verify(line).map_err(|trouble| match trouble {
+        Trouble::Broken(finding) => Finding { sent: format!("'{}'", show(bytes)), ..finding }.into(),
+        other => other,
+    })
+}
+
+fn show(bytes: &[u8]) -> String {
+    let shown = bytes[..bytes.len().min(24)].escape_ascii().to_string();
+    if bytes.len() > 24 { format!("{shown}... ({} bytes)", bytes.len()) } else { shown }
+}
+
+pub(super) fn silence(lab: &mut Lab) -> Outcome {
+    let line = lab.connect()?;
+    lab.run(SILENCE, |lab| lab.line(line).closed.is_some())?;
+    let extra = lab.line(line).extra.clone();
+    if extra.is_empty() {
+        return Ok(());
+    }
+    // From here on it is known, and nothing else is blamed for it.
+    lab.greeting = extra.len();
+    Err(Finding::new("nothing", &format!("'{}'", show(&extra))).into())
+}
+
+pub(super) fn word(lab: &mut Lab) -> Outcome {
+    let line = lab.connect()?;
+    lab.send(line, b"echo");
+    let Err(trouble) = lab.await_echo(line) else { return Ok(()) };
+    let Trouble::Broken(finding) = &trouble else { return Err(trouble) };
+    if !finding.timing {
+        return Err(trouble);
+    }
+    lab.send(line, b"\n");
+    lab.by_line = lab.await_echo(line).is_ok();
+    lab.silent = !lab.by_line && lab.line(line).received == 0;
+    if lab.by_line {
+        let finding = Finding::new("'echo'", "nothing, until a newline followed").timing();
+        return Err(finding.into());
+    }
+    if lab.silent {
+        return Err(Finding {
+            cause: Some("the service does not echo, is stuck, or nobody accepts"),
+            ..finding.clone()
+        }
+        .into());
+    }
+    Err(trouble)
+}
+
+pub(super) fn one(lab: &mut Lab) -> Outcome {
+    echoes(lab, b"x")
+}
+
+pub(super) fn pieces(lab: &mut Lab) -> Outcome {
+    let line = lab.connect()?;
+    let message = lab.message(48);
+    for (at, byte) in message.iter().enumerate() {
+        lab.send(line, &[*byte]);
+        // The first few are waited for, so that each is a segment and a read of its own.
+        if at < 16 && !lab.by_line {
+            lab.await_echo(line)?;
+        }
+    }
+    lab.await_echo(line)
+}
+
+pub(super) fn sizes(lab: &mut Lab) -> Outcome {
+    let around = [1024, 1460, 4096, 16384, 65536].into_iter().flat_map(|size| [size - 1, size, size + 1]);
+    for size in around.chain([1_000_000, 1 << 20]) {
+        let line = lab.connect()?;
+        lab.ping(line, size).map_err(|trouble| match trouble {
+            Trouble::Broken(finding) => Finding { sent: format!("a message of {size} bytes"), ..finding }.into(),
+            other => other,
+        })?;
+        lab.close(line);
+    }
+    Ok(())
+}
+
+pub(super) fn newline(lab: &mut Lab) -> Outcome {
+    for bytes in [&b"a\nb\n"[..], b"a\r\nb\r\n", b"a\rb", b"\n", b"\r\n\r\n\n\n", b" a \n"] {
+        echoes(lab, bytes)?;
+    }
+    Ok(())
+}
+
+pub(super) fn nul(lab: &mut Lab) -> Outcome {
+    [&b"a\0b"[..], b"\0", b"\0\0\0a"].into_iter().try_for_each(|bytes| echoes(lab, bytes))
+}
+
+pub(super) fn telnet(lab: &mut Lab) -> Outcome {
+    [&b"a\xff\xfd\x01b"[..], b"\xff\xff", b"\xff\xf6"].into_iter().try_for_each(|bytes| echoes(lab, bytes))
+}
+
+pub(super) fn utf8(lab: &mut Lab) -> Outcome {
+    for bytes in [&b"caf\xc3\xa9"[..], b"\xe2\x82", b"\xc3\x28\xa0\xa1", b"\xf0\x9f\x98\x80"] {
+        echoes(lab, bytes)?;
+    }
+    let line = lab.connect()?;
+    for half in ["\u{20ac}".as_bytes(), "\u{1f600}".as_bytes()].iter().flat_map(|character| character.chunks(2)) {
+        lab.send(line, half);
+        if !lab.by_line {
+            lab.await_echo(line)?;
+        }
+    }
+    if lab.by_line {
+        lab.send(line, b"\n");
+    }
+    lab.await_echo(line)
+}
+
+pub(super) fn values(lab: &mut Lab) -> Outcome {
+    let all: Vec<u8> = (0..=255).collect();
+    echoes(lab, &all)
+}
+
+pub(super) fn order(lab: &mut Lab) -> Outcome {
+    let line = lab.connect()?;
+    for _ in 0..200 {
+        lab.ping(line, 24)?;
+    }
+    lab.rest(Duration::from_millis(20))?;
+    lab.verify(line)
+}
+
+pub(super) fn pipelined(lab: &mut Lab) -> Outcome {
+    let line = lab.connect()?;
+    for size in 0..300 {
+        let message = lab.message(1 + size);
+        lab.send(line, &message);
+    }
+    lab.await_echo(line)
+}
+
+pub(super) fn partial_send(lab: &mut Lab) -> Outcome {
+    let line = lab.dial(true)?;
+    lab.await_open(line)?;
+    let taken = lab.flood(line, LATE)?;
+    lab.resume(line);
+    lab.await_echo(line).map_err(|trouble| match trouble {
+        Trouble::Broken(finding) => {
+            Finding { sent: format!("{taken} bytes before the first was read"), ..finding }.into()
+        }
+        other => other,
+    })
+}
+
+pub(super) fn others(lab: &mut Lab) -> Outcome {
+    let stuck = lab.dial(true)?;
+    lab.await_open(stuck)?;
+    lab.flood(stuck, LATE)?;
+    let outcome = lab.connect().and_then(|line| lab.ping(line, 64));
+    lab.reset(stuck);
+    outcome.map_err(|trouble| blame(trouble, "a message, while another connection does not read"))
+}
+
+/// Says of a finding what was done.
+fn blame(trouble: Trouble, sent: &str) -> Trouble {
+    match trouble {
+        Trouble::Broken(finding) => Finding { sent: sent.to_owned(), ..finding }.into(),
+        other => other,
+    }
+}
+
+pub(super) fn backpressure(lab: &mut Lab) -> Outcome {
+    let line = lab.dial(true)?;
+    lab.await_open(line)?;
+    let taken = lab.flood(line, UNBOUNDED)?;
+    lab.reset(line);
+    if taken < UNBOUNDED {
+        return Ok(());
+    }
+    Err(Finding::new(
+        "bytes without an end, and nothing was read",
+        &format!("all {} MiB of them were taken", taken >> 20),
+    )
+    .into())
+}
+
+pub(super) fn half_close(lab: &mut Lab) -> Outcome {
+    let line = lab.dial(true)?;
+    lab.await_open(line)?;
+    let message = lab.message(256 * 1024);
+    lab.send(line, &message);
+    lab.half_close(line);
+    // So that some of it waits in the service when the end comes.
+    lab.rest(Duration::from_millis(50))?;
+    lab.resume(line);
+    lab.await_echo(line).map_err(|trouble| blame(trouble, "262144 bytes, and then the end of our side"))
+}
+
+pub(super) fn end(lab: &mut Lab) -> Outcome {
+    let line = lab.connect()?;
+    lab.ping(line, 16)?;
+    lab.half_close(line);
+    lab.await_end(line, "16 bytes, and then the end of our side")?;
+    lab.verify(line)
+}
+
+pub(super) fn close(lab: &mut Lab) -> Outcome {
+    for _ in 0..5 {
+        let line = lab.connect()?;
+        let message = lab.message(64 * 1024);
+        lab.send(line, &message);
+        lab.reset(line); // bytes that nobody has read make a reset of a close (RFC 1122, 4.2.2.13)
+        let line = lab.connect()?;
+        lab.send(line, b"x");
+        lab.close(line);
+    }
+    lab.rest(Duration::from_millis(50))?;
+    lab.serves().map_err(|trouble| blame(trouble, "a connect, after others had closed with echoes on their way"))
+}
+
+pub(super) fn reset(lab: &mut Lab) -> Outcome {
+    let bystander = lab.connect()?;
+    lab.ping(bystander, 16)?;
+    for _ in 0..3 {
+        let line = lab.dial(true)?;
+        lab.await_open(line)?;
+        let message = lab.message(64 * 1024);
+        lab.send(line, &message);
+        lab.rest(Duration::from_millis(10))?;
+        lab.reset(line);
+    }
+    lab.rest(Duration::from_millis(30))?;
+    lab.ping(bystander, 16).map_err(|trouble| blame(trouble, "a message, after other connections were reset"))
+}
+
+pub(super) fn survives(lab: &mut Lab) -> Outcome {
+    let line = lab.connect()?;
+    lab.close(line);
+    let line = lab.connect()?;
+    lab.reset(line);
+    let line = lab.dial(false)?;
+    lab.reset(line);
+    let line = lab.connect()?;
+    lab.half_close(line);
+    lab.rest(Duration::from_millis(30))?;
+    lab.serves().map_err(|trouble| blame(trouble, "a connect, after others that ended without a word"))
+}
+
+pub(super) fn idle(lab: &mut Lab) -> Outcome {
+    let line = lab.connect()?;
+    lab.ping(line, 16)?;
+    lab.rest(IDLE)?;
+    lab.ping(line, 16).map_err(|trouble| blame(trouble, "a message, after 1.5 s of silence"))
+}
+
+pub(super) fn sequence(lab: &mut Lab) -> Outcome {
+    (0..SEQUENCE).try_for_each(|_| lab.serves())
+}
+
+pub(super) fn silent_first(lab: &mut Lab) -> Outcome {
+    let silent = lab.connect()?;
+    lab.rest(Duration::from_millis(10))?;
+    let line = lab.connect()?;
+    lab.ping(line, 16).map_err(|trouble| blame(trouble, "a message, while an older connection says nothing"))?;
+    lab.ping(silent, 16).map_err(|trouble| blame(trouble, "a message on the silent one"))
+}
+
+pub(super) fn at_once(lab: &mut Lab) -> Outcome {
+    let mut lines = Vec::new();
+    for number in 0..lab.many {
+        let sent = format!("a message on connection {} of {} at once", number + 1, lab.many);
+        let line = lab.connect().map_err(|trouble| blame(trouble, &sent))?;
+        lab.ping(line, 16).map_err(|trouble| blame(trouble, &sent))?;
+        lines.push(line);
+    }
+    for (number, line) in lines.iter().rev().enumerate() {
+        let sent = format!("a second message on connection {} of {}", lines.len() - number, lines.len());
+        lab.ping(*line, 16).map_err(|trouble| blame(trouble, &sent))?;
+    }
+    Ok(())
+}
+
+pub(super) fn burst(lab: &mut Lab) -> Outcome {
+    let many = lab.many;
+    let lines = (0..many).map(|_| lab.dial(false)).collect::<Result<Vec<_>, _>>()?;
+    for line in &lines {
+        lab.await_open(*line)?;
+    }
+    for line in &lines {
+        let message = lab.message(16);
+        lab.send(*line, &message);
+    }
+    for (number, line) in lines.iter().enumerate() {
+        let sent = format!("a message on connection {} of {many} that came together", number + 1);
+        lab.await_echo(*line).map_err(|trouble| blame(trouble, &sent))?;
+    }
+    Ok(())
+}
+
+pub(super) fn fairness(lab: &mut Lab) -> Outcome {
+    let (busy, quiet) = (lab.connect()?, lab.connect()?);
+    let until = std::time::Instant::now() + BUSY;
+    let mut sent = 0;
+    while std::time::Instant::now() < until {
+        for _ in 0..4 {
+            if lab.waiting(busy) == 0 && sent < UNBOUNDED {
+                sent += 64 * 1024;
+                let message = lab.message(64 * 1024);
+                lab.send(busy, &message);
+            }
+        }
+        lab.ping(quiet, 16)
+            .map_err(|trouble| blame(trouble, "a message, beside a connection that is busy all the time"))?;
+    }
+    lab.await_echo(busy)
+}
+
+pub(super) fn returned(lab: &mut Lab) -> Outcome {
+    let began = std::time::Instant::now();
+    let limit = 8 * lab.patience;
+    for number in 0..RETURNED {
+        let sent = format!("a connect, after {number} connections that had come and gone");
+        lab.serves().map_err(|trouble| blame(trouble, &sent))?;
+        if number % 50 == 49 {
+            // Those that are closed wait for the service's end, and their descriptors are ours meanwhile.
+            lab.run(Duration::from_millis(200), |lab| lab.reactor.len() < 50)?;
+        }
+        if began.elapsed() > limit {
+            return Err(Trouble::Unjudged(format!(
+                "{number} connections took {limit:?}: it is too slow for a thousand"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The word, and what it must be for there to be something to judge.
+fn terminator(lab: &Lab) -> Result<String, Trouble> {
+    lab.terminator.clone().ok_or(Trouble::unjudged("no --terminator was given"))
+}
+
+pub(super) fn word_closes(lab: &mut Lab) -> Outcome {
+    let word = terminator(lab)?;
+    let line = lab.connect()?;
+    lab.send(line, b"hello\n");
+    lab.await_echo(line)?;
+    lab.send(line, format!("{word}\n").as_bytes());
+    lab.await_echo(line)?;
+    lab.await_end(line, &format!("'hello\\n', '{word}\\n'"))?;
+    lab.verify(line)
+}
+
+pub(super) fn word_split(lab: &mut Lab) -> Outcome {
+    let word = terminator(lab)?;
+    if word.len() < 2 {
+        return Err(Trouble::unjudged("a word of one byte cannot be split"));
+    }
+    let line = lab.connect()?;
+    let (first, second) = word.as_bytes().split_at(word.len() / 2);
+    lab.send(line, first);
+    lab.rest(Duration::from_millis(30))?;
+    lab.send(line, second);
+    lab.rest(Duration::from_millis(30))?;
+    lab.send(line, b"\n");
+    // A service that takes it for a message without its newline has closed before the newline came.
+    let sent = format!("'{}', '{}', newline", first.escape_ascii(), second.escape_ascii());
+    lab.await_end(line, &sent)?;
+    match lab.line(line).received {
+        received if received >= word.len() as u64 => Ok(()),
+        received => Err(Finding::new(&sent, &format!("{received} bytes, and the end")).into()),
+    }
+}
+
+pub(super) fn word_only(lab: &mut Lab) -> Outcome {
+    let word = terminator(lab)?;
+    for text in
+        [format!("good{word}\n"), format!("{word}{word}\n"), format!("{word} now\n"), format!("say {word} now\n")]
+    {
+        let line = lab.connect()?;
+        lab.send(line, text.as_bytes());
+        let sent = format!("'{}'", text.escape_debug());
+        lab.await_echo(line).map_err(|trouble| blame(trouble, &sent))?;
+        lab.rest(Duration::from_millis(20))?;
+        lab.send(line, b"still here?\n");
+        lab.await_echo(line).map_err(|trouble| blame(trouble, &format!("{sent}, and then another line")))?;
+    }
+    Ok(())
+}
