@@ -15,6 +15,9 @@ const START: Duration = Duration::from_secs(10);
 /// How long it may take to end when it is asked to.
 const END: Duration = Duration::from_secs(2);
 
+/// How long one that listens no more may take to end.
+const LEAVING: Duration = Duration::from_millis(300);
+
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -49,6 +52,18 @@ impl Service {
     /// Whether it has ended, and how.
     pub fn has_ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
+    }
+
+    /// The same; one that listens no more is given the time to end.
+    pub fn has_left(&mut self) -> Option<ExitStatus> {
+        let began = Instant::now();
+        loop {
+            let ended = self.has_ended();
+            if ended.is_some() || began.elapsed() > LEAVING || listens(self.port, self.datagrams) {
+                return ended;
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Starts it again after it has ended.

@@ -288,7 +288,7 @@ fn announcement(address: &Address, endpoint: &Endpoint, config: &Config) -> Stri
             "checking {address}: at most {} connections, {} of them at once, and {} each way; nothing else\n",
             HumanCount(((streams::RETURNED + 4 * many + 400) * times) as u64),
             HumanCount(many.max(100) as u64),
-            ByteSize(((4 * streams::UNBOUNDED + (64 << 20)) * times) as u64).display().iec()
+            ByteSize(((4 * streams::UNBOUNDED + streams::FED + (64 << 20)) * times) as u64).display().iec()
         ),
     }
 }
@@ -366,7 +366,7 @@ fn look_after(
     judgement: Judgement,
     config: &Config,
 ) -> anyhow::Result<Judgement> {
-    let Some(status) = service.has_ended() else { return Ok(judgement) };
+    let Some(status) = lab.outside(|| service.has_left()) else { return Ok(judgement) };
     lab.outside(|| service.restart())?;
     lab.pid = Some(service.pid());
     if config.profile.is_some_and(Profile::ends_early) {

@@ -14,8 +14,17 @@ const IDLE: Duration = Duration::from_millis(1500);
 /// What is sent to a peer that is to hold it back for us.
 const LATE: usize = 8 * 1024 * 1024;
 
+/// What is sent before our side is closed.
+const FINISHED: usize = 4 * 1024 * 1024;
+
 /// More than any kernels hold between two sockets by default: who takes so much keeps it.
 pub(super) const UNBOUNDED: usize = 32 * 1024 * 1024;
+
+/// What it has on its way at any time.
+const ALWAYS: usize = 1024 * 1024;
+
+/// The most that a busy connection sends.
+pub(super) const FED: usize = 128 * 1024 * 1024;
 
 /// Connections that come and go.
 pub(super) const RETURNED: usize = 1000;
@@ -23,7 +32,10 @@ pub(super) const RETURNED: usize = 1000;
 /// Connections one after another.
 const SEQUENCE: usize = 30;
 
-/// How long the busy connection is busy.
+/// Messages of the quiet connection meanwhile.
+const QUESTIONS: u32 = 5;
+
+/// How long the busy connection is busy, at least.
 const BUSY: Duration = Duration::from_millis(700);
 
 fn echoes(lab: &mut Lab, bytes: &[u8]) -> Outcome {
@@ -35,10 +47,9 @@ fn echoes(lab: &mut Lab, bytes: &[u8]) -> Outcome {
     lab.await_echo(line)?;
     // What is added may come late.
     lab.rest(Duration::from_millis(5))?;
-    lab.verify(line).map_err(|trouble| match trouble {
-        Trouble::Broken(finding) => Finding { sent: format!("'{}'", show(bytes)), ..finding }.into(),
-        other => other,
-    })
+    let outcome = lab.verify(line).map_err(|trouble| blame(trouble, &format!("'{}'", show(bytes))));
+    lab.close(line);
+    outcome
 }
 
 fn show(bytes: &[u8]) -> String {
@@ -216,13 +227,13 @@ pub(super) fn backpressure(lab: &mut Lab) -> Outcome {
 pub(super) fn half_close(lab: &mut Lab) -> Outcome {
     let line = lab.dial(true)?;
     lab.await_open(line)?;
-    let message = lab.message(256 * 1024);
+    // More than a send buffer holds, so that some of it waits in the service when the end comes.
+    let message = lab.message(FINISHED);
     lab.send(line, &message);
     lab.half_close(line);
-    // So that some of it waits in the service when the end comes.
-    lab.rest(Duration::from_millis(50))?;
+    lab.rest(Duration::from_millis(100))?;
     lab.resume(line);
-    lab.await_echo(line).map_err(|trouble| blame(trouble, "262144 bytes, and then the end of our side"))
+    lab.await_echo(line).map_err(|trouble| blame(trouble, &format!("{FINISHED} bytes, and then the end of our side")))
 }
 
 pub(super) fn end(lab: &mut Lab) -> Outcome {
@@ -328,17 +339,27 @@ pub(super) fn burst(lab: &mut Lab) -> Outcome {
 
 pub(super) fn fairness(lab: &mut Lab) -> Outcome {
     let (busy, quiet) = (lab.connect()?, lab.connect()?);
-    let until = std::time::Instant::now() + BUSY;
-    let mut sent = 0;
-    while std::time::Instant::now() < until {
-        for _ in 0..4 {
-            if lab.waiting(busy) == 0 && sent < UNBOUNDED {
-                sent += 64 * 1024;
-                let message = lab.message(64 * 1024);
-                lab.send(busy, &message);
-            }
+    let (piece, mut sent) = (lab.message(64 * 1024), 0);
+    // It is fed all the time, or a service that is unfair would find the time to be fair.
+    let mut feed = |lab: &mut Lab| {
+        while sent < FED && lab.outstanding(busy) < ALWAYS {
+            lab.send(busy, &piece);
+            sent += piece.len();
         }
-        lab.ping(quiet, 16)
+    };
+    for _ in 0..QUESTIONS {
+        lab.run(BUSY / QUESTIONS, |lab| {
+            feed(lab);
+            false
+        })?;
+        let message = lab.message(16);
+        lab.send(quiet, &message);
+        let patience = lab.patience;
+        lab.run(patience, |lab| {
+            feed(lab);
+            lab.has_echo(quiet)
+        })?;
+        lab.verify(quiet)
             .map_err(|trouble| blame(trouble, "a message, beside a connection that is busy all the time"))?;
     }
     lab.await_echo(busy)
@@ -352,7 +373,8 @@ pub(super) fn returned(lab: &mut Lab) -> Outcome {
         lab.serves().map_err(|trouble| blame(trouble, &sent))?;
         if number % 50 == 49 {
             // Those that are closed wait for the service's end, and their descriptors are ours meanwhile.
-            lab.run(Duration::from_millis(200), |lab| lab.reactor.len() < 50)?;
+            let farewell = lab.farewell;
+            lab.run(farewell, |lab| lab.reactor.len() < 50)?;
         }
         if began.elapsed() > limit {
             return Err(Trouble::Unjudged(format!(

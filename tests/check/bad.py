@@ -1,0 +1,349 @@
+"""Echo servers that are wrong, each in one way: bad.py KIND PORT."""
+
+import asyncio
+import errno
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+
+kind, port = sys.argv[1], int(sys.argv[2])
+
+
+def listen(backlog=512):
+    return socket.create_server(("127.0.0.1", port), backlog=backlog)
+
+
+def threads(serve, listener=None):
+    """A thread for each connection."""
+    listener = listener or listen()
+    while True:
+        peer = listener.accept()[0]
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        threading.Thread(target=quietly, args=(serve, peer), daemon=True).start()
+
+
+def quietly(serve, peer):
+    with peer:
+        try:
+            serve(peer)
+        except OSError:
+            pass
+
+
+def echo(peer):
+    while data := peer.recv(65536):
+        peer.sendall(data)
+
+
+def lines(peer):
+    """Waits for a newline."""
+    stream = peer.makefile("rwb")
+    for line in stream:
+        stream.write(line)
+        stream.flush()
+
+
+def whole(peer):
+    """Waits for two bytes at least, though one may be all there is."""
+    while data := peer.recv(2, socket.MSG_WAITALL):
+        peer.sendall(data)
+        if more := peer.recv(65536, socket.MSG_DONTWAIT) if ready(peer) else b"":
+            peer.sendall(more)
+
+
+def ready(peer):
+    with selectors.DefaultSelector() as selector:
+        selector.register(peer, selectors.EVENT_READ)
+        return bool(selector.select(0.002))
+
+
+def first_segment(peer):
+    """Answers the first read alone, however it was cut."""
+    if data := peer.recv(65536):
+        peer.sendall(data)
+    while peer.recv(65536):
+        pass
+
+
+def buffer_only(peer):
+    """A message is what one read of 1024 bytes brings; the rest of it is thrown away."""
+    while data := peer.recv(1024):
+        peer.sendall(data)
+        try:
+            while peer.recv(65536, socket.MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            pass
+
+
+def shuffled(peer):
+    """A thread for each message."""
+    lock = threading.Lock()
+    count = 0
+
+    def answer(data, late):
+        time.sleep(0.01 * late)
+        with lock:
+            peer.sendall(data)
+
+    while data := peer.recv(65536):
+        count += 1
+        halves = [data] if len(data) < 2 or count % 7 else [data[: len(data) // 2], data[len(data) // 2 :]]
+        for late, half in enumerate(reversed(halves)):
+            answer(half, late)
+
+
+def partial(peer):
+    """send() takes a part, and its return value is not looked at."""
+    peer.setblocking(False)
+    while True:
+        with selectors.DefaultSelector() as selector:
+            selector.register(peer, selectors.EVENT_READ)
+            selector.select()
+        data = peer.recv(65536)
+        if not data:
+            return
+        try:
+            peer.send(data)
+        except BlockingIOError:
+            pass
+
+
+def eof_drops(peer):
+    """Reads all there is, and when the end comes forgets what was to be sent: as ncat --exec did."""
+    out = bytearray()
+    peer.setblocking(False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(peer, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        while True:
+            selector.modify(peer, selectors.EVENT_READ | (selectors.EVENT_WRITE if out else 0))
+            for _, events in selector.select():
+                if events & selectors.EVENT_READ:
+                    data = peer.recv(65536) if len(out) < 1 << 20 else b"?"
+                    if not data:
+                        return
+                    if data != b"?":
+                        out += data
+                if events & selectors.EVENT_WRITE and out:
+                    del out[: peer.send(out)]
+                elif len(out) >= 1 << 20:
+                    time.sleep(0.001)
+
+
+def no_end(peer):
+    """The end of the peer is not looked at."""
+    while True:
+        data = peer.recv(65536)
+        if data:
+            peer.sendall(data)
+        else:
+            time.sleep(0.05)
+            peer.send(b"")
+
+
+def impatient(peer):
+    """Gives up after a second of silence."""
+    peer.settimeout(1)
+    try:
+        echo(peer)
+    except TimeoutError:
+        pass
+
+
+def one_thread(wrong):
+    """All connections on one selector, and something wrong with it."""
+    listener = listen()
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                peer = listener.accept()[0]
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                selector.register(peer, selectors.EVENT_READ)
+                continue
+            peer = key.fileobj
+            try:
+                while data := peer.recv(65536):
+                    peer.sendall(data)  # blocks
+                    if wrong != "greedy":
+                        break
+                    peer.settimeout(0.05)
+                ended = not data
+            except TimeoutError:
+                ended = False
+                peer.settimeout(None)
+            except OSError:
+                if wrong == "fatal":
+                    raise
+                ended = True
+            if ended:
+                selector.unregister(peer)
+                peer.close()
+
+
+def unbounded():
+    """asyncio, and nobody waits until what was written has left."""
+
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def data_received(self, data):
+            self.transport.write(data)
+
+    async def main():
+        server = await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", port, backlog=512)
+        await server.serve_forever()
+
+    asyncio.run(main())
+
+
+def sequential():
+    listener = listen()
+    while True:
+        quietly(echo, listener.accept()[0])
+
+
+def once():
+    listener = listen()
+    peer = listener.accept()[0]
+    listener.close()
+    quietly(echo, peer)
+
+
+def few(count):
+    """So many connections at once, and no more."""
+    room = threading.Semaphore(count)
+
+    def serve(peer):
+        if room.acquire(blocking=False):
+            try:
+                echo(peer)
+            finally:
+                room.release()
+
+    threads(serve)
+
+
+def leak(count):
+    """Sockets are not closed when the peer has; after so many there are no more."""
+    kept = []
+    listener = listen()
+    while True:
+        peer = listener.accept()[0]
+        kept.append(peer)
+        if len(kept) > count:
+            peer.close()
+            continue
+
+        def serve(peer=peer):
+            try:
+                echo(peer)
+                peer.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+        threading.Thread(target=serve, daemon=True).start()
+
+
+def burst():
+    """At most three are accepted a second."""
+    listener = listen(1)
+
+    while True:
+        peer = listener.accept()[0]
+        threading.Thread(target=quietly, args=(echo, peer), daemon=True).start()
+        time.sleep(0.01)
+
+
+def word(how):
+    def serve(peer):
+        rest = b""
+        while data := peer.recv(65536):
+            peer.sendall(data)
+            if how == "split":
+                if data.strip() == b"bye":
+                    return
+                continue
+            rest += data
+            while b"\n" in rest:
+                line, rest = rest.split(b"\n", 1)
+                if how == "ends" and line.endswith(b"bye") or line == b"bye" and how != "never":
+                    return
+
+    threads(serve)
+
+
+def udp(how):
+    endpoint = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    endpoint.bind(("127.0.0.1", port))
+    other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    first = None
+    while True:
+        data, peer = endpoint.recvfrom(1024 if how == "short" else 65536)
+        first = first or peer
+        if how == "ascii":
+            data = bytes(byte & 127 for byte in data)
+        if how == "empty" and not data:
+            continue
+        if how == "low" and peer[1] < 1024:
+            continue
+        if how == "other":
+            other.sendto(data, peer)
+        elif how == "first":
+            endpoint.sendto(data, first)
+        else:
+            endpoint.sendto(data, peer)
+            if how == "twice":
+                endpoint.sendto(data, peer)
+
+
+def spin():
+    threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()
+    threads(echo)
+
+
+def fat():
+    kept = []
+
+    def serve(peer):
+        kept.append(bytearray(b"x" * (1 << 20)))
+        echo(peer)
+
+    threads(serve)
+
+
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+{
+    "honest": lambda: threads(echo),
+    "lines": lambda: threads(lines),
+    "whole": lambda: threads(whole),
+    "first": lambda: threads(first_segment),
+    "buffer": lambda: threads(buffer_only),
+    "shuffled": lambda: threads(shuffled),
+    "partial": lambda: threads(partial),
+    "eof": lambda: threads(eof_drops),
+    "no-end": lambda: threads(no_end),
+    "impatient": lambda: threads(impatient),
+    "blocking": lambda: one_thread("blocking"),
+    "greedy": lambda: one_thread("greedy"),
+    "fatal": lambda: one_thread("fatal"),
+    "unbounded": unbounded,
+    "sequential": sequential,
+    "once": once,
+    "few": lambda: few(20),
+    "leak": lambda: leak(700),
+    "burst": burst,
+    "spin": spin,
+    "fat": fat,
+    "word-split": lambda: word("split"),
+    "word-ends": lambda: word("ends"),
+    "word-never": lambda: word("never"),
+    "word": lambda: word("equal"),
+    **{f"udp-{how}": (lambda how=how: udp(how)) for how in ["honest", "short", "ascii", "empty", "low", "other", "first", "twice"]},
+}[kind]()
