@@ -77,7 +77,7 @@ wrong_servers! {
     a_limit_of_twenty_is_found: "few", "bytes,ends.end,many.sequence,many.at-once" => ["many.at-once"];
     an_error_that_ends_the_loop_is_found: "fatal", "bytes.word,ends.close,ends.reset" => ["ends.close", "ends.reset"];
     a_slow_accept_is_found: "burst", "bytes.word,many.burst" => ["many.burst"];
-    a_greedy_loop_is_found: "greedy", "bytes.word,bytes.one,many.sequence,many.fairness" => ["many.fairness"];
+    a_greedy_loop_is_found: "greedy", "bytes.word,many.fairness" => ["many.fairness"];
     a_leak_is_found: "leak", "bytes.word,many.sequence,many.returned" => ["many.returned"];
     a_spinning_one_is_found: "spin", "bytes.word,process.idle" => ["process.idle"];
     a_fat_one_is_found: "fat", "bytes.word,process.memory-silent" => ["process.memory-silent"];

@@ -172,7 +172,7 @@ def one_thread(wrong):
                     peer.sendall(data)  # blocks
                     if wrong != "greedy":
                         break
-                    peer.settimeout(0.05)
+                    peer.settimeout(0.4)
                 ended = not data
             except TimeoutError:
                 ended = False
