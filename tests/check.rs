@@ -68,7 +68,7 @@ wrong_servers! {
     one_with_a_single_buffer_is_found: "buffer", "bytes.word,bytes.one,bytes.sizes,many.sequence" => ["bytes.sizes"];
     one_that_swaps_is_found: "shuffled", "bytes.word,bytes.one,bytes.order" => ["bytes.order"];
     one_that_ignores_partial_sends_is_found: "partial", "bytes,buffers.partial-send,many" => ["buffers.partial-send"];
-    one_that_forgets_at_the_end_is_found: "eof", "bytes,ends" => ["ends.half-close"];
+    one_that_forgets_at_the_end_is_found: "eof", "bytes.word,ends.half-close,ends.end" => ["ends.half-close"];
     one_that_does_not_see_the_end_is_found: "no-end", "bytes,ends.half-close,ends.end" => ["ends.end"];
     an_impatient_one_is_found: "impatient", "bytes,ends" => ["ends.idle"];
     one_with_a_blocking_send_is_found: "blocking", "bytes,buffers,ends" => ["buffers.others"];

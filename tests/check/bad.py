@@ -55,10 +55,10 @@ def whole(peer):
             peer.sendall(more)
 
 
-def ready(peer):
+def ready(peer, within=0.002):
     with selectors.DefaultSelector() as selector:
         selector.register(peer, selectors.EVENT_READ)
-        return bool(selector.select(0.002))
+        return bool(selector.select(within))
 
 
 def first_segment(peer):
@@ -114,24 +114,16 @@ def partial(peer):
 
 
 def eof_drops(peer):
-    """Reads all there is, and when the end comes forgets what was to be sent: as ncat --exec did."""
-    out = bytearray()
-    peer.setblocking(False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(peer, selectors.EVENT_READ | selectors.EVENT_WRITE)
-        while True:
-            selector.modify(peer, selectors.EVENT_READ | (selectors.EVENT_WRITE if out else 0))
-            for _, events in selector.select():
-                if events & selectors.EVENT_READ:
-                    data = peer.recv(65536) if len(out) < 1 << 20 else b"?"
-                    if not data:
-                        return
-                    if data != b"?":
-                        out += data
-                if events & selectors.EVENT_WRITE and out:
-                    del out[: peer.send(out)]
-                elif len(out) >= 1 << 20:
-                    time.sleep(0.001)
+    """Writes blocks, and at the end forgets what is no whole block: a buffer that is never flushed."""
+    out = b""
+    while data := peer.recv(65536):
+        out += data
+        whole = len(out) - len(out) % 5000
+        peer.sendall(out[:whole])
+        out = out[whole:]
+        if out and not ready(peer, 0.3):
+            peer.sendall(out)
+            out = b""
 
 
 def no_end(peer):
