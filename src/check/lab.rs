@@ -505,16 +505,13 @@ impl Lab {
         if line.expected.is_empty() {
             return Ok(());
         }
+        let back = format!("{} bytes came back", line.received);
         let finding = match (&line.closed, line.ended) {
-            (Some(reason), _) => {
-                Finding::new(&sent, &format!("{} bytes came back, then the connection failed: {reason}", line.received))
+            (Some(reason), _) if reason != "finished" => {
+                Finding::new(&sent, &format!("{back}, then the connection failed: {reason}"))
             }
-            (None, true) => Finding::new(&sent, &format!("{} bytes came back, and then the end", line.received)),
-            (None, false) => {
-                let patience = self.patience;
-                Finding::new(&sent, &format!("{} bytes came back, then nothing for {patience:?}", line.received))
-                    .timing()
-            }
+            (None, false) => Finding::new(&sent, &format!("{back}, then nothing for {:?}", self.patience)).timing(),
+            _ => Finding::new(&sent, &format!("{back}, and then the end")),
         };
         Err(finding.into())
     }
