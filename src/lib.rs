@@ -1,44 +1,60 @@
-//! An echo server on one event loop, for very many connections, a line client, and a load generator.
+//! An echo server for very many connections on one event loop, a line client, and a load generator.
 //!
-//! This is also a place to see non-blocking I/O done whole. A tour, in the order in which it is best read:
+//! This is also a place to see non-blocking I/O done whole. `docs/architecture.md` is the map, on one page;
+//! `docs/glossary.md` has the words. A tour, in the order in which it is best read:
 //!
-//! 1. [`reactor`]: the event loop. Its `connection` module is one peer's state machine, and `outbound` is what
-//!    happens to the bytes that a `send` did not take; `deadlines` are timeouts that cost nothing while bytes move.
-//!    It drives a [`reactor::Protocol`]; the module's documentation shows one, whole.
-//! 2. [`serve`]: the server on it. `echo` is what echo means, `acceptor` is how connections are accepted when there
-//!    is room for them, and when there is not; `access` is who may come in. `datagrams` is the echo without
-//!    connections. `inside` shows all that over HTTP: a second protocol, on a reactor of its own that shares the poll.
-//! 3. [`mod@connect`]: the line client, another protocol on the same reactor.
-//! 4. [`mod@bench`]: the load generator, one more protocol on it. `client` sends and verifies, `payload` is the bytes,
-//!    `pace` is when they are due; [`bench::report`] is what others see of it.
-//! 5. [`cli`], [`limits`], [`logging`] on [`outlet`], [`signals`], [`stdio`]: the program around them.
+//! 1. [`reactor`]: the event loop as a library, and a protocol of your own in three steps. `examples/` has whole programs.
+//! 2. [`reactor::Source`]: what may live on a poll; [`reactor::Protocol`] and [`reactor::Transport`]: what a protocol is told,
+//!    and what it can do.
+//! 3. [`reactor::connection`]: one peer's state machine; [`reactor::outbound`]: the bytes that a `send` did not take;
+//!    [`reactor::Reactor`]: the slab, the ready queue, the turn.
+//! 4. [`reactor::acceptor`]: accepting connections when there is room for them, and when there is not;
+//!    [`reactor::timer_wheel`]: timeouts that cost nothing while bytes move; [`reactor::datagrams`]: UDP.
+//! 5. [`serve`]: the server. [`serve::echo`] is what echo means, [`serve::access`] is access control, [`serve::service`] has
+//!    several sources on one poll, of which [`serve::admin`] is a second protocol: HTTP.
+//! 6. [`mod@connect`]: the line client, a protocol that opens its connection itself.
+//! 7. [`mod@bench`]: the load generator. [`mod@bench::schedule`] is when messages are due, [`mod@bench::load`] sends and verifies them,
+//!    [`mod@bench::ledger`] is the account of what became of each; [`bench::report`] is what others see of it.
+//! 8. [`cli`], [`limits`], [`logging`] on [`outlet`], [`signals`], [`stdio`]: the program around them.
 //!
 //! Imports point downward only: the reactor knows no protocol, and the protocols do not know each other.
 //!
 //! # The facts, and where each is handled
 //!
-//! | fact of non-blocking I/O | place |
-//! | --- | --- |
-//! | `send` may take only a part | `reactor/outbound.rs`: `write`; `Connection::send`, `Connection::flush` |
-//! | readiness is an edge, reported once | `Connection::readable`, the ready queue of [`reactor::Reactor`] |
-//! | a short read proves the socket dry, unless the peer has closed its side | `Connection::receive` |
-//! | where edges are emulated it proves nothing | [`reactor::SHORT_IS_CONCLUSIVE`] |
-//! | one peer can keep a socket readable for ever | the budget in `reactor/mod.rs`: `drive` |
-//! | a peer may send and never read | `Connection::may_receive` |
-//! | a peer may close only its sending side | [`reactor::Protocol::ended`], `Connection::settle` |
-//! | closing with unread bytes resets, and may destroy what was sent | `Connection::settle`, [`reactor::LINGER`] |
-//! | a reset can come at any call | `Reactor::step`: every error ends that connection alone |
-//! | `accept` may fail for want of descriptors, and who waits raises no new edge | `serve/acceptor.rs` |
-//! | slab keys are reused, events are hints | [`reactor::Reactor::turn`], `Connection::mark` |
-//! | a datagram that does not fit into the send queue is dropped, for nobody would wait for it | `serve/datagrams.rs` |
-//! | who is bound to all addresses must answer from the one that was asked | `serve/datagrams.rs`: `pktinfo` |
-//! | two services that answer everything never stop | `serve/access.rs`: `DatagramGate` |
-//! | opening a Unix connection does not wait: where TCP would, it fails with WouldBlock | [`reactor::socket::Socket::connect_unix`] |
-//! | a socket file outlives its server | `serve/listener.rs`: `replace_stale`, `SocketFile` |
-//! | standard output cannot be made non-blocking for one program alone | [`outlet`] |
-//! | what others made of a standard stream: non-blocking, limited, closed | [`stdio`] |
-//! | a signal must end the program whatever it is doing | [`signals`] |
-//! | registering costs a system call | [`reactor::Poller::interest`]: once, for life |
+//! Each test fails without its fact. It is named as `cargo test` takes it: `cargo test --lib NAME`, `cargo test --test FILE
+//! NAME`.
+//!
+//! | fact | consequence in the code | page | test |
+//! | --- | --- | --- | --- |
+//! | `send` may take only a part of the bytes | the unsent rest waits in the connection's outbound buffer until WRITABLE; nothing is resent or lost | [`reactor::outbound`] | `--lib reactor::reactor::tests::what_a_send_did_not_take_waits_for_writable_and_is_sent_once` |
+//! | readiness is an *edge*, reported once; a *level* would be reported as long as it lasts | a connection stays readable until a read said WouldBlock or came back conclusively short | [`reactor::connection`], `Connection::note` | `--lib reactor::reactor::tests::a_connection_stays_readable_until_a_read_found_the_end` |
+//! | a short read proves that nothing more has arrived, but not after the peer's close or in front of urgent data | the `recv` that would only say WouldBlock is saved, where that is safe (epoll(7) on EPOLLET; tokio PR 4840) | [`reactor::Stream::short_read_is_conclusive`] | `--lib reactor::reactor::tests::after_a_short_read_the_end_is_still_read_if_the_peer_has_closed_its_side`, `--lib reactor::reactor::tests::urgent_data_ends_a_read_and_not_the_reading` |
+//! | where edges are emulated, only WouldBlock arms the next one | there, no call is saved (tokio PR 5881) | [`reactor::connection::EDGES`] | `--lib reactor::reactor::tests::where_edges_are_emulated_only_would_block_ends_reading_and_writing` |
+//! | one peer can keep a socket readable for ever | a budget of bytes per turn; the connection goes to the back of the ready queue | [`reactor::Settings::read_budget`] | `--lib reactor::reactor::tests::a_busy_peer_spends_its_budget_and_the_others_get_theirs` |
+//! | a peer may send and never read | while bytes wait for it, nothing more is read from it: memory is bounded by one read, and TCP pushes back | [`reactor::connection`], `Connection::may_receive` | `--lib reactor::reactor::tests::a_peer_that_never_reads_is_not_read_and_holds_one_read_at_most` |
+//! | a peer may close only its sending side | everything it sent is still echoed before the connection is dropped | [`reactor::Protocol::eof`] | `--lib reactor::reactor::tests::a_half_closed_peer_gets_everything_before_the_end` |
+//! | closing with unread bytes resets, and may destroy what was sent (RFC 1122, 4.2.2.13) | shut down, discard within a bound, then close | [`reactor::Transport::close`], [`reactor::LINGER_TIMEOUT`] | `--lib reactor::reactor::tests::a_peer_that_goes_on_sending_is_lingered_for_so_long` |
+//! | an end of file looks like success | bytes that cannot be sent any more end in a reset | [`reactor::Stream::reset_on_drop`] | `--lib reactor::reactor::tests::bytes_that_are_lost_are_told_by_a_reset` |
+//! | a reset can come at any call | that connection ends and is counted; the loop never does | [`reactor::CloseReason`] | `--lib reactor::reactor::tests::a_reset_ends_that_connection_alone` |
+//! | a call may be interrupted by a signal (EINTR) | it is made again; the poll returns early, with nothing ready | [`reactor::Poller::wait`], [`reactor::outbound`] | `--lib reactor::reactor::tests::interrupted_calls_are_made_again` |
+//! | `accept` can fail for want of descriptors (EMFILE), and who waits in the backlog raises no new edge | accepting pauses, says so once, resumes by itself; no connection is dropped from the backlog (sozu issue 82) | [`reactor::acceptor`] | `--lib serve::tests::without_descriptors_accepting_pauses_and_does_not_spin` |
+//! | a slot may become free at any point of a turn | how long to sleep is a function of the state after the turn, and of nothing else | [`reactor::Source`] | `--lib serve::tests::a_place_freed_after_accepting_is_taken_without_an_event` |
+//! | slab keys are reused, and events are hints | every handler survives WouldBlock and an event that was meant for a predecessor (mio issues 172 and 219) | [`reactor::Readiness`] | `--lib reactor::reactor::tests::a_stale_event_reaches_the_successor_in_the_slot_and_does_no_harm` |
+//! | a socket that is being opened may be reported readable before it is connected | it is asked whether it is established, and nothing is received before | [`reactor::Stream::established`] | `--lib reactor::reactor::tests::a_connecting_socket_that_is_readable_waits_for_writable` |
+//! | opening a Unix connection does not wait: with a full backlog it fails with WouldBlock | it is tried again | [`reactor::socket::Socket::connect_unix`] | `--test operator a_full_backlog_of_a_unix_socket_is_waited_for` |
+//! | a socket file outlives its server | a stale one is replaced, one in use is not | [`reactor::Listener`] | `--lib reactor::listener::tests::a_socket_file_is_replaced_only_when_nobody_listens_and_goes_with_its_listener` |
+//! | a datagram that does not fit into the send queue is gone, now or later | dropped and counted, never waited for | [`reactor::datagrams`] | `--lib serve::datagrams::tests::what_does_not_fit_is_dropped_and_errors_end_nothing` |
+//! | an error from a UDP socket may be about an earlier datagram (udp(7)) | counted, and the socket goes on; one that stays is a pause | [`reactor::datagrams`] | `--lib serve::datagrams::tests::a_receive_that_always_fails_pauses` |
+//! | a UDP socket on a wildcard address must reply from the address it was asked on | IP_PKTINFO (ip(7)) | [`reactor::Envelope::to`] | `--test operator an_answer_comes_from_the_address_that_was_asked` |
+//! | two services that answer everything never stop (CVE-2024-2169) | what may be another service, broadcast or multicast is not answered; the rest is bounded | [`serve::access`] | `--lib serve::access::tests::two_servers_that_answer_each_other_come_to_rest` |
+//! | timeouts are many and rarely due | activity notes the time, and a timer wheel asks later: O(1), and nothing per message | [`reactor::timer_wheel`] | `--lib reactor::timer_wheel::tests::activity_defers_without_touching_the_wheel` |
+//! | a slow reader takes bytes without an event: WRITABLE comes when a third of the buffer is free | an idle timeout asks the socket itself before it closes (Envoy issue 34035) | [`reactor::Settings::idle_timeout`] | `--lib reactor::reactor::tests::bytes_that_a_slow_reader_takes_count_as_movement_even_without_an_event` |
+//! | registering costs a system call | once, for READABLE and WRITABLE, for life | [`reactor::Poller::interest`] | `--lib reactor::reactor::tests::writable_without_anything_to_send_costs_no_call` |
+//! | standard output cannot be made non-blocking for one program alone | the loop puts lines into a bounded queue, which a thread empties | [`outlet`] | `--test process stopped_log_reader_holds_up_neither_serving_nor_stop` |
+//! | a descriptor may be non-blocking because somebody else made it so | EAGAIN on a standard stream means wait, not end | [`stdio`] | `--test process non_blocking_streams_lose_nothing` |
+//! | a signal must end the program whatever it is doing | a thread receives signals, and the loop has the first while it polls | [`signals`] | `--test process second_signal_ends_what_waits_for_a_reader` |
+//! | a generator that waits for replies hides stalls: *coordinated omission* | messages are due on a schedule, and latency counts from there | [`mod@bench::schedule`] | `--test bench an_open_loop_counts_from_when_a_message_was_due` |
+//! | a message that is not answered has no latency, and must not vanish | each message that was due has exactly one outcome | [`mod@bench::ledger`] | `--test bench messages_of_a_lost_connection_end_the_run` |
 
 #[cfg(feature = "cli")]
 pub mod bench;

@@ -102,7 +102,7 @@ pub fn print(bytes: impl AsRef<[u8]>) -> io::Result<()> {
     write_to(stdout(), bytes.as_ref())
 }
 
-/// Prints on standard error, like [`print`].
+/// Prints on standard error, like [`print()`].
 ///
 /// # Errors
 ///

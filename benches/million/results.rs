@@ -1,4 +1,4 @@
-//! What came of it: as a file, and as the README's table.
+//! What came of it: as a file, and as the table in docs/performance.md.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const BEGIN: &str = "<!-- the table of `cargo bench --bench million -- readme` begins -->\n";
+const BEGIN: &str = "<!-- the table of `cargo bench --bench million -- docs` begins -->\n";
 const END: &str = "<!-- the table ends -->";
 
 /// All sizes that were measured.
@@ -100,12 +100,12 @@ impl Results {
         table.to_string()
     }
 
-    /// Puts the table into the README.
-    pub fn write_readme(&self) -> anyhow::Result<()> {
-        let path = Path::new(ROOT).join("README.md");
-        let readme = fs::read_to_string(&path)?;
-        let (before, rest) = readme.split_once(BEGIN).context("README.md has no place for the table")?;
-        let (_, after) = rest.split_once(END).context("README.md has no end of the table")?;
+    /// Puts the table into docs/performance.md.
+    pub fn write_docs(&self) -> anyhow::Result<()> {
+        let path = Path::new(ROOT).join("docs/performance.md");
+        let page = fs::read_to_string(&path)?;
+        let (before, rest) = page.split_once(BEGIN).context("docs/performance.md has no place for the table")?;
+        let (_, after) = rest.split_once(END).context("docs/performance.md has no end of the table")?;
         let machine = format!(
             "echoloop {}, {} processors for all of it, {} MiB of memory, {} open files a process.",
             self.echoloop,

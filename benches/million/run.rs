@@ -52,8 +52,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Write the README's table from the figures in FILE
-    Readme { file: PathBuf },
+    /// Write the table of docs/performance.md from the figures in FILE
+    Docs { file: PathBuf },
     /// Become echoloop, and end when whoever started this ends
     #[command(hide = true)]
     Tied {
@@ -65,7 +65,7 @@ enum Action {
 pub fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match &cli.command {
-        Some(Action::Readme { file }) => Results::read(file)?.write_readme(),
+        Some(Action::Docs { file }) => Results::read(file)?.write_docs(),
         Some(Action::Tied { args }) => {
             set_parent_process_death_signal(Some(Signal::KILL))?;
             Err(Command::new(ECHOLOOP).args(args).exec().into())

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::chart;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const BEGIN: &str = "<!-- the table of `cargo bench --bench peers -- readme` begins -->\n";
+const BEGIN: &str = "<!-- the table of `cargo bench --bench peers -- docs` begins -->\n";
 const END: &str = "<!-- the table ends -->\n";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -268,14 +268,14 @@ impl Results {
         text
     }
 
-    /// Puts the table into the README, and the picture beside this file.
-    pub fn write_readme(&self) -> anyhow::Result<()> {
-        let path = Path::new(ROOT).join("README.md");
-        let readme = fs::read_to_string(&path)?;
-        let (before, rest) = readme.split_once(BEGIN).context("README.md has no place for the table")?;
-        let (_, after) = rest.split_once(END).context("README.md has no end of the table")?;
+    /// Puts the table into docs/performance.md, and the picture beside it.
+    pub fn write_docs(&self) -> anyhow::Result<()> {
+        let path = Path::new(ROOT).join("docs/performance.md");
+        let page = fs::read_to_string(&path)?;
+        let (before, rest) = page.split_once(BEGIN).context("docs/performance.md has no place for the table")?;
+        let (_, after) = rest.split_once(END).context("docs/performance.md has no end of the table")?;
         fs::write(&path, format!("{before}{BEGIN}\n{}\n{END}{after}", self.markdown()))?;
-        let picture = Path::new(ROOT).join("benches/peers/peers.svg");
+        let picture = Path::new(ROOT).join("docs/peers.svg");
         Ok(fs::write(&picture, chart::draw(self)?)?)
     }
 }

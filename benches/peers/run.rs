@@ -59,8 +59,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Write the README's table and picture from the figures in FILE
-    Readme { file: PathBuf },
+    /// Write the table and the picture of docs/performance.md from the figures in FILE
+    Docs { file: PathBuf },
     /// Be one of the servers
     #[command(hide = true)]
     Serve { name: String },
@@ -203,7 +203,7 @@ pub fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match &cli.command {
         None => compare(&cli),
-        Some(Action::Readme { file }) => Results::read(file)?.write_readme(),
+        Some(Action::Docs { file }) => Results::read(file)?.write_docs(),
         Some(Action::Serve { name }) => serve(name),
         Some(Action::Pin { core, command }) => pin(*core, command),
     }

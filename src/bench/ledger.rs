@@ -1,6 +1,6 @@
 //! The account of every message that was due in the measured window.
 //!
-//! A message belongs to the *window* if it was due in it, and has exactly one [outcome](Outcome). What a run reports, its
+//! A message belongs to the *window* if it was due in it, and has exactly one outcome (`Outcome`). What a run reports, its
 //! rate, its percentiles, what was missed or lost, its verdict and its exit code, is derived from these outcomes and from
 //! nothing else. The window ends when it was to end, however late the loop notices: messages are of it by when they were
 //! due, and not by when they were looked at.

@@ -16,15 +16,15 @@ mod criterion;
 mod dial;
 mod driver;
 mod latency;
-mod ledger;
+pub mod ledger;
 mod link;
-mod load;
+pub mod load;
 mod machine;
 mod merge;
 mod payload;
 mod record;
 pub mod report;
-mod schedule;
+pub mod schedule;
 mod search;
 #[cfg(test)]
 mod simulation;

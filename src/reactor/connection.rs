@@ -1,6 +1,6 @@
 //! One peer's state machine.
 //!
-//! A [`Connection`] owns a non-blocking socket and everything that must be remembered about it between two events:
+//! A `Connection` owns a non-blocking socket and everything that must be remembered about it between two events:
 //! whether it may still hold bytes to read, the bytes that a `send` did not take, and how far its two directions have got
 //! towards the end. Each method makes one step and says what came of it; none of them blocks, loops for ever, or trusts
 //! that readiness was real. It touches the world only through [`Stream`], so that a test can be the kernel.
@@ -50,7 +50,7 @@ pub trait Stream: Read + Write {
     /// Whether a read that leaves room in the buffer proves that nothing more has arrived, so that the read that would
     /// only say WouldBlock can be saved. It does not where edges are emulated (see [`EDGES`]), on Unix sockets, where a
     /// read ends behind bytes that carry descriptors (unix(7)), or over a stream with records of its own. That urgent
-    /// data ends a read too is the [`Connection`]'s business, where the poll can tell of it.
+    /// data ends a read too is the connection's business, where the poll can tell of it.
     fn short_read_is_conclusive(&self) -> bool {
         false
     }

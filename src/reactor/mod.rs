@@ -86,13 +86,13 @@
 //! The turn touches the world only through [`Stream`], [`Listen`] and [`DatagramSocket`], and is given the time, so that a
 //! test can be the kernel and the clock.
 
-mod acceptor;
+pub mod acceptor;
 pub mod address;
 pub mod connection;
 mod counters;
 pub mod datagrams;
 mod listener;
-mod outbound;
+pub mod outbound;
 mod pause;
 mod poller;
 mod protocol;

@@ -1,7 +1,7 @@
 //! Access control: who may come in.
 //!
-//! A [`Gate`] judges connections: by the network they come from, by how many their source has already, and by how many
-//! come in a second. A [`DatagramGate`] judges datagrams, which have no connections to count, by network, by a rate for
+//! A `Gate` judges connections: by the network they come from, by how many their source has already, and by how many
+//! come in a second. A `DatagramGate` judges datagrams, which have no connections to count, by network, by a rate for
 //! each source, and by whether an answer could become a conversation without end. Each refusal has a reason, and is
 //! counted by it.
 //!

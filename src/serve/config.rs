@@ -1,5 +1,7 @@
 //! What a server is to do: the options of `echoloop serve`, each declared once.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the options' documentation is their help, in plain text")]
+
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser};

@@ -7,7 +7,7 @@
 //!
 //! Without those options bytes are never looked at, and a connection has no state here beyond a null pointer.
 //!
-//! Who is echoed to is the [`Gate`]'s to say. Usually that is asked before there is a connection; if a proxy tells for
+//! Who is echoed to is the `Gate`'s to say. Usually that is asked before there is a connection; if a proxy tells for
 //! whom it speaks, it is asked when its header has come, and none of the header is echoed.
 
 use std::cell::RefCell;

@@ -4,15 +4,15 @@
 //! echo over streams (`echo`, on the [reactor](crate::reactor)) and over datagrams (`datagrams`), who may come in
 //! (`access`, `proxy`), and what an operator can look at (`admin`).
 
-mod access;
-mod admin;
+pub mod access;
+pub mod admin;
 mod config;
 mod datagrams;
-mod echo;
+pub mod echo;
 mod fault;
 mod printer;
 mod proxy;
-mod service;
+pub mod service;
 #[cfg(test)]
 mod simulation;
 mod sockets;

@@ -6,7 +6,7 @@
 //! to send: what it owes is sent as soon as it can be, and its response time counts from when it was due. Otherwise a
 //! server that stalls would be asked less just when it is slow, and would look good (*coordinated omission*).
 //!
-//! [`streams`] and [`datagrams`] are what differs. Neither opens connections nor knows the poll; what became of each message
+//! `streams` and `datagrams` are what differs. Neither opens connections nor knows the poll; what became of each message
 //! goes to the [ledger](super::ledger).
 
 mod datagrams;

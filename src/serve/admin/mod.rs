@@ -6,7 +6,7 @@
 //! bounded in number, bytes and time, and none of it depends on how many connections there are.
 //!
 //! `http` and `request` are the protocol, `metrics` and `state` are what is told, with what the system says of the process
-//! (`process`). None of them knows the server; they see it through [`StatusSource`].
+//! (`process`). None of them knows the server; they see it through `StatusSource`.
 
 mod exposition;
 mod http;
