@@ -253,9 +253,11 @@ impl<'a, S: Stream> Client<'a, S> {
         })
     }
 
-    /// Bytes that were read from the input and did not come back, as far as it is known.
+    /// Bytes that were read from the input and did not come back, as far as it is known. What follows the terminator was
+    /// never meant to be sent.
     fn missing(&self, input: &Input) -> u64 {
-        self.sent.saturating_sub(self.received) + input.waiting()
+        let unsent = if self.phase == Phase::Leaving { 0 } else { input.waiting() };
+        self.sent.saturating_sub(self.received) + unsent
     }
 
     /// How it ended, with the connection gone. That is open as long as the input may yet say that there was more to send.

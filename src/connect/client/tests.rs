@@ -246,6 +246,21 @@ fn what_came_before_a_failed_write_is_printed() {
 }
 
 #[test]
+fn input_behind_an_echoed_terminator_is_not_missing() {
+    let mut world = World::new(|config| config.terminator = Some("bye".to_owned()));
+    world.wire.0.borrow_mut().room = usize::MAX;
+    world.say(b"bye\n");
+    world.say(b"never sent\n");
+    let token = world.client.token;
+    world.run(&[readable(token), writable(token)]);
+    world.echo(usize::MAX);
+    world.wire.end(); // the echo and the end are there before the client looks again
+    world.run(&[read_closed(token)]);
+    assert_eq!(world.outcome(), Ok(()));
+    assert_eq!(world.wire.written(), b"bye\n");
+}
+
+#[test]
 fn an_input_that_never_speaks_is_not_waited_for_long() {
     let mut world = World::new(|_| ());
     world.wire.end();
