@@ -16,7 +16,7 @@ impl<S: Stream> Protocol<S> for Discard {
     type State = (); // nothing to remember about a connection
 
     fn accept(&mut self, _: Origin, _: Instant) -> Result<(), Refusal> {
-        Ok(()) // everybody may come in
+        Ok(()) // no access control
     }
 
     fn received(&mut self, _: &mut Transport<'_, S>, _: &mut (), _: &[u8]) {}

@@ -4,7 +4,7 @@ use indicatif::HumanCount;
 use log::warn;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-/// Descriptors left free for what is opened now and then, as by the resolver or who looks at memory.
+/// Descriptors left free for what is opened now and then, as by the resolver, or to read memory figures.
 const SPARE: usize = 8;
 
 /// What POSIX systems grant at least by default, for where nothing can be found out.
@@ -24,7 +24,7 @@ pub fn raise_open_files() -> Option<u64> {
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,
         Err(error) => {
-            warn!("cannot find out the limit on open files ({error}): it is taken to be {}", HumanCount(number(USUAL)));
+            warn!("cannot find out the limit on open files ({error}): assuming {}", HumanCount(number(USUAL)));
             return Some(number(USUAL));
         }
     };

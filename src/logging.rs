@@ -1,6 +1,6 @@
 //! The log, on standard error.
 //!
-//! What is logged goes to an [`Outlet`], so that no event loop ever waits for who reads the log, and each line is written
+//! What is logged goes to an [`Outlet`], so that no event loop ever waits for the reader of the log, and each line is written
 //! in one piece by one `write`, so that the lines of several processes do not mix. On a terminal, `simple_logger` words
 //! and writes them, in its colours; it can write nowhere else, nor in one piece. In a file or a pipe the lines look the
 //! same. To systemd's journal, which notes the time itself, levels are told as sd-daemon(3) wants them; and `--log-format
@@ -27,7 +27,7 @@ const LIMIT: usize = 1024 * 1024;
 /// What a line takes beside its text, roughly.
 const OVERHEAD: usize = 100;
 
-/// A line that is written so long after the event says so, where the writer stamps the time.
+/// A line that is written later than this after the event says so, where the writer stamps the time.
 const LATE: Duration = Duration::from_secs(1);
 
 static OUTLET: OnceLock<Outlet<Line>> = OnceLock::new();

@@ -13,7 +13,7 @@ use echoloop::serve::{Ending, Server, StreamService};
 use echoloop::{check, cli, connect, logging, stdio};
 use log::{error, info};
 
-/// How long the end of the program waits for who reads its log.
+/// How long the program's end waits for the reader of its log.
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {

@@ -1,12 +1,12 @@
-//! What an event loop has to say: a bounded queue, and a thread that empties it.
+//! Output of an event loop: a bounded queue, and a thread that empties it.
 //!
-//! Whoever reads standard output or standard error may be slow, or have stopped, and the disk behind them may be full;
+//! The reader of standard output or standard error may be slow, or have stopped, and the disk behind them may be full;
 //! a write then waits. It cannot be made non-blocking for this program alone, because `O_NONBLOCK` belongs to the open
-//! file description, which the shell and others share (open(2)). So the loop never writes: it puts what it has to say
-//! into an [`Outlet`], which takes no longer than that, and leaves out, and counts, what there is no room for. When there
+//! file description, which the shell and others share (open(2)). So the loop never writes: it puts lines
+//! into an [`Outlet`], and what there is no room for is left out and counted. When there
 //! is room again, the reader is told how much is missing.
 //!
-//! A failed write is tried again until it succeeds: a disk may have room again. What nobody can read any more (EPIPE) is
+//! A failed write is tried again until it succeeds: a disk may have room again. Without a reader (EPIPE) it is
 //! left out; a FIFO may get another reader.
 
 use std::io::{self, ErrorKind, Write};

@@ -1,7 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP: the first asks for an orderly end, a second one for an end at once.
 //!
 //! An event loop cannot see a signal while it is anywhere but in its poll: while names are resolved, while the last
-//! messages wait for who reads them. But a signal must end the program whatever it is doing. So a thread of its own
+//! messages wait for a reader. But a signal must end the program whatever it is doing. So a thread of its own
 //! receives them, and this is all that it does:
 //!
 //! - While nobody [watches](StopSignals::watch), as before the loop and after it, a signal ends the process at once.
@@ -154,7 +154,7 @@ fn attend(mut signals: Signals, mut sender: UnixStream, watched: &AtomicBool, st
 }
 
 fn end(signal: i32) -> ! {
-    info!("{}: ends at once", signal_name(signal).unwrap_or_default());
+    info!("{}: ending at once", signal_name(signal).unwrap_or_default());
     logging::finish(Instant::now());
     // Not std::process::exit, which takes the locks of others.
     exit(128 + signal)

@@ -1,4 +1,4 @@
-//! Standard input, output and error, as a program must take them that others have opened.
+//! Standard input, output and error, which others have opened.
 //!
 //! A standard stream is an open file description that is shared with whoever started the program (open(2)), and they
 //! decide how it behaves:

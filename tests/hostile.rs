@@ -636,7 +636,7 @@ fn a_second_signal_resets_those_who_miss_bytes() {
     stuff(&mut peer, &noise(1, 4 * MIB));
     server.wait_for_log("wait for WRITABLE");
     server.signal(Signal::TERM);
-    server.wait_for_log("once more ends at once");
+    server.wait_for_log("a second signal ends at once");
     // Right after the first it may be taken for the same one.
     wait_until("it ends", || {
         server.signal(Signal::TERM);

@@ -94,7 +94,7 @@ pub struct Config {
     #[arg(long)]
     pub all_addresses: bool,
 
-    /// A reply, or a connect, that takes longer is an error; and without any connection for so long the run is over
+    /// A reply, or a connect, that takes longer is an error; a run without any connection for that long is over
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::positive_duration)]
     pub timeout: Duration,
 
@@ -102,7 +102,7 @@ pub struct Config {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
 
-    /// Before sleeping in the poll, spin so long, such as 50us: finer times, for a busy core
+    /// Before sleeping in the poll, spin for up to DUR, such as 50us: finer times, for a busy core
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
     pub busy_poll: Duration,
 

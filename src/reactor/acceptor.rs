@@ -1,8 +1,8 @@
 //! Accepting connections: a budget, a limit, and what to do when descriptors run out.
 //!
-//! `accept(2)` has three habits that a loop must know. A listener's readiness is an edge: whom a budget or a pause left
-//! in the backlog raises no new one, so each listener stays *ready* until an accept said WouldBlock (sozu issue 82).
-//! Without a free descriptor it fails with EMFILE or ENFILE whether or not anybody waits, so an empty backlog at the
+//! `accept(2)` has three habits that a loop must know. A listener's readiness is an edge: connections that a budget or a pause left
+//! in the backlog raise no new one, so each listener stays *ready* until an accept said WouldBlock (sozu issue 82).
+//! Without a free descriptor it fails with EMFILE or ENFILE whether or not a connection waits, so an empty backlog at the
 //! limit looks like a full one (libuv commit b3ab332): retrying at once would spin, and so would waiting for readiness
 //! that stays. And an error may belong to a peer that is gone already (ECONNABORTED), which is no reason to stop.
 //!
@@ -41,7 +41,7 @@ pub trait Listen {
 
 struct Listener<S> {
     socket: Box<dyn Listen<Stream = S>>,
-    /// Its last accept did not say WouldBlock, so somebody may be waiting whom no edge will announce.
+    /// Its last accept did not say WouldBlock, so a connection may be waiting that no edge will announce.
     ready: bool,
     pause: Pause,
     /// The number of connections when the kernel refused: fewer end the pause early.
@@ -60,9 +60,9 @@ pub(super) enum Accepted {
 
 /// All listeners of a reactor, and the rules for when to accept.
 pub(super) struct Acceptor<S> {
-    /// By number; one that has been closed leaves its place empty, for numbers are tokens.
+    /// By number; one that has been closed leaves its slot empty, for numbers are tokens.
     listeners: Vec<Option<Listener<S>>>,
-    /// How many connections more may be accepted; `None`: any number.
+    /// How many further connections may be accepted; `None`: any number.
     limit: Option<u64>,
     /// Which listener is served first, so that one busy backlog does not take every slot that becomes free.
     first: usize,
@@ -81,7 +81,7 @@ impl<S> Acceptor<S> {
     }
 
     pub fn add(&mut self, socket: Box<dyn Listen<Stream = S>>) {
-        // Somebody may have come before it was in the poll.
+        // A connection may have come before the listener was in the poll.
         let (ready, pause) = (true, Pause::default());
         self.listeners.push(Some(Listener { socket, ready, pause, connections_then: 0, remaining: None }));
     }
@@ -94,7 +94,7 @@ impl<S> Acceptor<S> {
         }
     }
 
-    /// Accepts so many connections more, and leaves the others in the backlog.
+    /// Accepts up to `limit` further connections, and leaves others in the backlog.
     pub fn set_limit(&mut self, limit: Option<u64>) {
         self.limit = limit;
     }
@@ -154,7 +154,7 @@ impl<S> Acceptor<S> {
                         }
                         break;
                     }
-                    // The peer left before it was accepted, or a signal came: the next one, please.
+                    // The peer left before it was accepted, or a signal came: try the next one.
                     Err(error)
                         if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
                             && !listener.pause.is_persistent() => {}
@@ -190,12 +190,12 @@ impl<S> Acceptor<S> {
         }))
     }
 
-    /// Whether somebody may be waiting in a backlog.
+    /// Whether a connection may be waiting in a backlog.
     pub fn is_ready(&self) -> bool {
         self.listeners.iter().flatten().any(|listener| listener.ready)
     }
 
-    /// Lets nobody else into the backlogs; those in them are still accepted, and then listening ends.
+    /// Lets no more connections into the backlogs; those in them are still accepted, and then listening ends.
     pub fn close_backlogs(&mut self) {
         for listener in self.listeners.iter_mut().flatten().filter(|listener| listener.remaining.is_none()) {
             listener.remaining = Some(listener.socket.close_backlog());

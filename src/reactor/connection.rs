@@ -183,7 +183,7 @@ pub(super) struct Connection<S> {
     call_again: bool,
     /// Its key is in the ready queue.
     pub queued: bool,
-    /// How often the size of its reads has been doubled.
+    /// How many times the size of its reads has been doubled.
     growth: u8,
 }
 
@@ -236,7 +236,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Whether to read: not while bytes wait to be sent, for a peer that sends and does not read would make them
-    /// grow for ever. This way its memory is bounded by one read, and TCP pushes back on it. What is discarded takes
+    /// grow without bound. This way its memory is bounded by one read, and TCP pushes back on it. What is discarded takes
     /// no memory, and a peer that is still sending may need that before it reads.
     pub fn may_receive(&self, full_duplex: bool) -> bool {
         self.readable
@@ -266,7 +266,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// How many bytes to read at once: `smallest`, doubled up to `largest` for a peer that has been sending much and taking
-    /// whole what it was sent. Bulk gets cheaper by that, and who has never read fast gets no more of our memory for it.
+    /// whole what it was sent. That makes bulk cheaper, and a peer that has never read fast gets no more of our memory.
     pub fn read_size(&self, smallest: usize, largest: usize) -> usize {
         (smallest << self.growth).min(largest)
     }

@@ -27,8 +27,8 @@ pub const MAX_DATAGRAM: usize = 65_535;
 pub struct Envelope {
     /// Who sent it, and whom an answer goes to.
     pub from: SocketAddr,
-    /// The address of ours that it was sent to, if the socket has several: the answer must come from there, or whoever
-    /// asked will not take it for one.
+    /// The address of ours that it was sent to, if the socket has several: the answer must come from there, or the
+    /// sender will not take it for one.
     pub to: Option<IpAddr>,
     /// It was sent to a broadcast or multicast address.
     pub to_many: bool,

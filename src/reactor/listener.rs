@@ -215,7 +215,7 @@ impl Listen for Listener {
     }
 
     fn close_backlog(&mut self) -> usize {
-        // A backlog of 0 lets nobody else in, and keeps who is in it (listen(2)). Where the system sees that otherwise, the
+        // A backlog of 0 lets no more connections in, and keeps those that are in it (listen(2)). Where the system sees that otherwise, the
         // number bounds what is still accepted.
         let _ = match &self.socket {
             Listening::Tcp(socket) => SockRef::from(socket).listen(0),
@@ -356,7 +356,7 @@ pub fn check_backlog(backlog: u32) {
         && limit < backlog
     {
         warn!(
-            "the kernel cuts the backlog of {backlog} to {limit}: raise net.core.somaxconn (sysctl) to have it whole"
+            "the kernel limits the backlog of {backlog} to {limit}: raise net.core.somaxconn (sysctl) to get all of it"
         );
     }
 }

@@ -25,7 +25,7 @@
 //!     type State = (); // nothing to remember about a connection
 //!
 //!     fn accept(&mut self, _: Origin, _: Instant) -> Result<(), Refusal> {
-//!         Ok(()) // everybody may come in
+//!         Ok(()) // no access control
 //!     }
 //!
 //!     fn received(&mut self, _: &mut Transport<'_, S>, _: &mut (), bytes: &[u8]) {

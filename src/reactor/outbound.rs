@@ -1,10 +1,10 @@
 //! The bytes that a `send` did not take.
 //!
 //! `send(2)` on a non-blocking socket takes what the kernel has room for and says how much that was. The rest waits
-//! here, in order, until the socket reports WRITABLE. A connection to which nothing is owed holds no buffer at all:
+//! here, in order, until the socket reports WRITABLE. A connection for which nothing waits holds no buffer at all:
 //! an empty `Outbound` is one null pointer, and a buffer that has been drained is given back at once.
 //!
-//! This module knows how to keep and to drain bytes. It does not know when to: that is the connection's business.
+//! When to drain is the connection's business.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};

@@ -28,7 +28,7 @@ pub trait Protocol<S: Stream>: Sized {
     ///
     /// # Errors
     ///
-    /// Why it may not come in: its socket is closed then, and nothing else is called for it.
+    /// Why it is refused: its socket is closed then, and nothing else is called for it.
     fn accept(&mut self, _origin: Origin, _now: Instant) -> Result<Self::State, Refusal> {
         Err(Refusal("this protocol does not accept connections"))
     }
@@ -68,7 +68,7 @@ pub trait Protocol<S: Stream>: Sized {
     fn closed(&mut self, _token: Token, _state: Self::State, _reason: &CloseReason) {}
 }
 
-/// Why a peer is not let in, as the log says it.
+/// Why a peer is refused, as the log says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal(pub &'static str);
 

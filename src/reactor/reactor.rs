@@ -111,12 +111,12 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         self.settings.max_connections = max_connections;
     }
 
-    /// Accepts so many connections more, and leaves further ones in the backlog; `None`: any number.
+    /// Accepts up to `limit` further connections, and leaves others in the backlog; `None`: any number.
     pub fn set_accept_limit(&mut self, limit: Option<u64>) {
         self.acceptor.set_limit(limit);
     }
 
-    /// Stops listening at once. Those who wait in the backlog are reset by the kernel.
+    /// Stops listening at once. Connections in the backlog are reset by the kernel.
     pub fn stop_listening(&mut self) {
         self.acceptor.close();
     }
@@ -200,8 +200,8 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         })
     }
 
-    /// Ends everything in good order, as a stop does: those who wait in a backlog are still accepted, each connection is
-    /// read until nothing is left, what it is owed is sent, and then it is closed. How long that may take is the owner's
+    /// Ends everything in good order, as a stop does: connections in a backlog are still accepted, each connection is
+    /// read until nothing is left, what waits for it is sent, and then it is closed. How long that may take is the owner's
     /// to say, with [`abort_all`](Reactor::abort_all).
     pub fn drain(&mut self) {
         self.draining = true;
@@ -353,7 +353,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         }
     }
 
-    /// Sees to it that a connection is looked at when its closing or its protocol's deadline is due.
+    /// Makes sure that a connection is looked at when its closing or its protocol's deadline is due.
     fn arm(&mut self, key: usize) {
         let Slot { connection, state } = &self.slots[key];
         if let Some(due) = connection.closing_due() {
@@ -421,7 +421,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         }
     }
 
-    /// Accepts whom the listeners have, as far as there is room.
+    /// Accepts the connections that wait at the listeners, as far as there is room.
     fn accept(&mut self) {
         let mut acceptor = std::mem::replace(&mut self.acceptor, Acceptor::new());
         let (now, connections, max) = (self.now.instant, self.slots.len(), self.settings.max_connections);
@@ -499,7 +499,7 @@ impl<S: Stream, P: Protocol<S>> Source for Reactor<S, P> {
         let noted = std::mem::take(&mut self.noted);
         self.counters.events += noted;
         self.counters.turn(noted);
-        // Who is queued from here on had its turn and waits for the next one.
+        // A connection that is queued from here on had its turn and waits for the next one.
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else { break };
             self.serve(key as usize);

@@ -15,7 +15,7 @@ pub struct Settings {
     pub read_budget: usize,
     /// Connections at once. Further ones wait in the backlog until one closes.
     pub max_connections: usize,
-    /// Close connections on which nothing moved for so long.
+    /// Close connections on which nothing moved for this long.
     pub idle_timeout: Option<Duration>,
     /// The token of the first connection. A reactor owns the tokens from here on up to [`Settings::TOKENS`] more, so
     /// that several sources can share a poll.

@@ -1,4 +1,4 @@
-//! Stream sockets of either family behind one type, and who is at the other end.
+//! Stream sockets of either family behind one type, and the addresses of their peers.
 //!
 //! The kernel treats a TCP and a Unix stream alike once they are there; what differs is how they are opened and what
 //! their peers are called. This module knows that, and nothing of what is sent over them.

@@ -1,7 +1,7 @@
-//! Access control: who may come in.
+//! Access control: which clients may connect.
 //!
 //! A `Gate` judges connections: by the network they come from, by how many their source has already, and by how many
-//! come in a second. A `DatagramGate` judges datagrams, which have no connections to count, by network, by a rate for
+//! are accepted in a second. A `DatagramGate` judges datagrams, which have no connections to count, by network, by a rate for
 //! each source, and by whether an answer could become a conversation without end. Each refusal has a reason, and is
 //! counted by it.
 //!
@@ -34,7 +34,7 @@ const REMEMBERED: (Duration, Duration) = (SECOND, Duration::from_secs(60));
 /// they receive live there, and two such services that are made to talk to each other never stop (CVE-2024-2169).
 const FIRST_SAFE_PORT: u16 = 1024;
 
-/// Who may come in. By default everybody.
+/// Which clients may connect. By default all.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Access control")]
 pub struct AccessOptions {
@@ -152,7 +152,7 @@ pub enum Refusal {
     Denied,
     /// Its source has as many connections as it may have.
     PerSource,
-    /// More came than may come in a second.
+    /// More came than may be accepted in a second.
     Rate,
     /// The PROXY header is malformed, or did not come.
     Header,
@@ -285,7 +285,7 @@ impl LastSecond {
     }
 }
 
-/// Lets connections in, and keeps count of who is.
+/// Admits connections, and counts those that are open by their source.
 pub(super) struct Gate {
     options: AccessOptions,
     accepted: LastSecond,
@@ -309,7 +309,7 @@ impl Gate {
         self.options.max_per_source.is_some()
     }
 
-    /// Whether this one may come in at `now`, and counts it if so.
+    /// Whether this one is admitted at `now`, and counts it if so.
     pub fn enter(&mut self, origin: Origin, now: Instant) -> Result<(), Refusal> {
         let judged = self.judge(origin).and_then(|()| self.take_turn(now));
         judged.map_err(|refusal| self.refusals.count(refusal))?;
@@ -317,17 +317,17 @@ impl Gate {
         Ok(())
     }
 
-    /// Whether a proxy may connect at `now`. Whether the one that it speaks for may come in is to be asked later:
+    /// Whether a proxy may connect at `now`. Whether the client that it speaks for is admitted is asked later:
     /// [`admit`](Gate::admit).
     pub fn enter_proxy(&mut self, origin: Origin, now: Instant) -> Result<(), Refusal> {
         let trusted = &self.options.proxy_from;
-        // Who may connect to a socket file is for its permissions to say.
+        // A socket file's permissions say who may connect to it.
         let believed = trusted.is_empty() || origin.ip().is_none_or(|ip| contain(trusted, ip));
         let judged = if believed { self.take_turn(now) } else { Err(Refusal::Proxy) };
         judged.map_err(|refusal| self.refusals.count(refusal))
     }
 
-    /// Whether the one that a proxy speaks for may come in, and counts it if so.
+    /// Whether the client that a proxy speaks for is admitted, and counts it if so.
     pub fn admit(&mut self, origin: Origin) -> Result<(), Refusal> {
         self.judge(origin).map_err(|refusal| self.refusals.count(refusal))?;
         self.count(origin);

@@ -19,7 +19,7 @@ Signals: SIGINT, SIGTERM and SIGHUP stop accepting, send what is owed, close, lo
 --drain-timeout; a second one, or one before it listens, ends at once (exit 130, 143 or 129). SIGINT and SIGHUP stay \
 ignored if they were (nohup).
 
-A message, for --terminator, --message-limit and --print, ends at LF or CRLF, or where the socket runs dry: so a word \
+A message, for --terminator, --message-limit and --print, ends at LF or CRLF, or where the socket has been drained: so a word \
 sent without a newline is a message too. Without these bytes are not looked at.
 
 Examples:
@@ -83,8 +83,8 @@ pub struct Config {
     #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
     pub stats_interval: Option<Duration>,
 
-    /// Show over HTTP what goes on inside: / is a live page, /metrics for Prometheus, /healthz for health checks. A port
-    /// alone is on 127.0.0.1; whoever may connect may look. May be given several times
+    /// Answer over HTTP: / is a live page of the event loop, /metrics for Prometheus, /healthz for health checks. A port
+    /// alone is on 127.0.0.1; anybody who can connect can look. May be given several times
     #[arg(long, value_name = "ADDR", value_parser = values::http_address)]
     pub http: Vec<Address>,
 
@@ -92,7 +92,7 @@ pub struct Config {
     #[command(flatten)]
     pub sockets: SocketOptions,
 
-    /// Who may come in.
+    /// Access control.
     #[command(flatten)]
     pub access: AccessOptions,
 

@@ -1,7 +1,7 @@
 //! Echo over UDP: each datagram goes back whole to its sender, empty ones and the largest too (RFC 862).
 //!
-//! What an answer must not do is start a conversation between two services that answer everything; that, and who may ask
-//! at all, is the [`DatagramGate`]'s business.
+//! What an answer must not do is start a conversation between two services that answer everything; that, and access
+//! control, is the [`DatagramGate`]'s business.
 
 use log::{debug, trace};
 

@@ -1,8 +1,8 @@
 //! What echo means: what is received is sent back. And, only where it is asked for, what a message is.
 //!
 //! TCP has no messages. `--terminator`, `--message-limit` and `--print` need them, so for these a message ends at LF
-//! or CRLF (which are not part of it), or where the socket runs dry with bytes pending, as they do when a client sends
-//! a bare word and waits. One exception, so that a terminator split over two segments is still seen: at a dry socket,
+//! or CRLF (which are not part of it), or where the socket has been drained with bytes pending, as when a client sends
+//! a bare word and waits. One exception, so that a terminator split over two segments is still seen: then,
 //! bytes that are a proper beginning of it, or it and a CR whose LF is still to come, stay pending.
 //!
 //! Without those options bytes are never looked at, and a connection has no state here beyond a null pointer.
@@ -422,7 +422,7 @@ mod tests {
         }
     }
 
-    /// A connection's messages: what is received, and where the socket runs dry.
+    /// A connection's messages: what is received, and where the socket is drained.
     struct Session {
         rules: Rules,
         messages: Messages,
@@ -439,7 +439,7 @@ mod tests {
             Session { rules: echo.rules.unwrap(), messages, printed }
         }
 
-        /// Receives a segment after which the socket is dry. Returns how many bytes are echoed, and whether the
+        /// Receives a segment after which the socket is drained. Returns how many bytes are echoed, and whether the
         /// connection is closed.
         fn segment(&mut self, bytes: &str) -> (usize, bool) {
             match self.messages.receive(&mut self.rules, bytes.as_bytes()) {
@@ -525,7 +525,7 @@ mod tests {
 
     #[test]
     fn every_split_of_a_stream_echoes_and_closes_at_the_same_byte() {
-        // Reads that are cut anywhere, with the socket dry only at the end, are one stream.
+        // Reads that are cut anywhere, with the socket drained only at the end, are one stream.
         let stream = b"one\r\nby\nbyebye\n\nbye\r\nafter";
         for first in 0..=stream.len() {
             for second in first..=stream.len() {

@@ -1,7 +1,7 @@
 //! The echo server: one thread, one poll, any number of connections.
 //!
 //! [`Server`] binds the sockets, takes signals into the loop and polls. What it does between two polls is `service`'s: the
-//! echo over streams (`echo`, on the [reactor](crate::reactor)) and over datagrams (`datagrams`), who may come in
+//! echo over streams (`echo`, on the [reactor](crate::reactor)) and over datagrams (`datagrams`), access control
 //! (`access`, `proxy`), and what an operator can look at (`admin`).
 
 pub mod access;
@@ -200,7 +200,7 @@ impl<P: StreamService<Socket>> Server<P> {
             warn!("but the limit on open files leaves room for {}: raise it (ulimit -n)", HumanCount(room as u64));
         }
         let supervisor = Supervisor::new();
-        // All that may take long is done. Whoever reads where it listens may take it for serving.
+        // All that may take long is done: from the lines that say where it listens a reader concludes that it serves.
         signals.watch(true);
         let freezing = config.faults.freezing();
         let freezing = freezing.map(|(length, every)| Freezing { length, every, next: Instant::now() + every });
@@ -212,7 +212,7 @@ impl<P: StreamService<Socket>> Server<P> {
         &self.endpoints
     }
 
-    /// Where it shows what goes on inside.
+    /// Where the admin interface listens.
     pub fn http_endpoints(&self) -> &[Endpoint] {
         self.service.admin.as_ref().map_or(&[], Admin::endpoints)
     }
@@ -294,7 +294,7 @@ impl<P: StreamService<Socket>> Server<P> {
             }
             Request::Stop(signal) => {
                 let name = signal_name(signal).unwrap_or_default();
-                info!("{name}: sending what is owed, and closing; once more ends at once");
+                info!("{name}: sending what is left to send, and closing; a second signal ends at once");
                 self.supervisor.stopping(now);
                 self.service.stop(now);
                 None

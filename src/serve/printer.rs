@@ -102,7 +102,7 @@ impl Printer {
     pub fn finish(&mut self, until: Instant) {
         self.flush();
         if !self.outlet.finish(until) {
-            warn!("nobody reads standard output: the last messages are not printed");
+            warn!("no reader on standard output: the last messages are not printed");
         }
     }
 

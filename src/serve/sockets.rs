@@ -71,7 +71,7 @@ impl<P: StreamService<Socket>> Binder<'_, P> {
 
 /// Binds the admin interface to all that its addresses stand for.
 pub(super) fn bind_admin(admin: &mut Admin<Socket>, addresses: &[Address], poller: &Poller) -> anyhow::Result<()> {
-    // The echo's options are not for these: on a port that several processes share, who looks would see any of them.
+    // The echo's options are not for these: on a port that several processes share, a client would reach any of them.
     let options = SocketOptions::default();
     for address in addresses {
         let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;

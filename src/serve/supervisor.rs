@@ -74,11 +74,11 @@ fn check_listen_fds() -> anyhow::Result<bool> {
     if variable("LISTEN_PID").is_some_and(|pid| pid.parse() != Ok(std::process::id())) {
         return Ok(false); // they are for the process that started us
     }
-    let Ok(number) = count.parse::<usize>() else { bail!("LISTEN_FDS={count} is no number of descriptors") };
+    let Ok(number) = count.parse::<usize>() else { bail!("LISTEN_FDS={count} is not a number of descriptors") };
     for descriptor in (FIRST..).take(number) {
         ensure!(
             getsockname::<SockaddrStorage>(i32::try_from(descriptor)?) != Err(Errno::EBADF),
-            "LISTEN_FDS={count}, but descriptor {descriptor} is not open: it is to be the number of sockets that are \
+            "LISTEN_FDS={count}, but descriptor {descriptor} is not open: it must be the number of sockets that are \
              handed over, from descriptor {FIRST} on"
         );
     }
@@ -98,7 +98,7 @@ fn check_listens(socket: SockRef<'_>, descriptor: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The supervisor, who may not exist.
+/// The supervisor, if there is one.
 pub(super) struct Supervisor {
     told: Option<Told>,
     /// How often it wants a sign of life, and when it had the last.

@@ -25,7 +25,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// which Prometheus and health checks ask, a minute by default.
 const KEEP_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// A connection over which nothing is asked for so long gives way when others wait for a slot.
+/// How long a connection may be silent before it gives way to others that wait for a slot.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// What is sent back.
@@ -275,7 +275,7 @@ mod tests {
             String::from_utf8(self.wire.written()).unwrap()
         }
 
-        /// Whether it still has its connection when nothing happens for so long.
+        /// Whether it still has its connection when nothing happens for that long.
         fn lives(&mut self, quiet: Duration) -> bool {
             self.reactor.turn(self.now + quiet);
             !self.wire.dropped()

@@ -2,7 +2,7 @@
 //!
 //! This is one more protocol on the same poll, and in the same thread. So there is no lock and no atomic between the
 //! loop and those who look at it: what they see is read between two turns, when somebody asks, and costs nothing while
-//! nobody does. The price is that an answer is made on the loop; so answers are small and bounded, whoever asks is
+//! nobody does. The price is that an answer is made on the loop; so answers are small and bounded, those who ask are
 //! bounded in number, bytes and time, and none of it depends on how many connections there are.
 //!
 //! `http` and `request` are the protocol, `metrics` and `state` are what is told, with what the system says of the process
@@ -96,7 +96,7 @@ impl<S: Stream> Admin<S> {
     /// Answers those who have asked for something.
     pub fn answer(&mut self, now: Instant, server: &impl StatusSource) {
         for (token, mut request) in self.reactor.protocol_mut().take_requests() {
-            debug!("inside: {request:?}");
+            debug!("http: {request:?}");
             let answer = answer(&request, now, self.started, server);
             self.reactor.with(token, |http, transport, state| http.answer(transport, state, &mut request, &answer));
         }

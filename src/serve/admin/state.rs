@@ -10,7 +10,7 @@ use super::super::fault::FaultCounters;
 use super::{StatusSource, process};
 use crate::reactor::{Activity, CloseReason, Counter, Counters, DatagramCounters, TURN_SIZES};
 
-/// Bytes that moved so long ago still count as movement: as long as the page takes from one look to the next.
+/// How long ago bytes may have moved to count as movement: the time from one look of the page to the next.
 const RECENT: Duration = Duration::from_millis(500);
 
 /// Cells that the connections are shown in.
