@@ -1,7 +1,7 @@
 //! Values as users write them: durations, sizes, rates, counts, networks, words.
 //!
-//! One grammar for every option of every command. Each refusal says what is wrong and shows an example that works; the
-//! option and the input are named by whoever asked.
+//! One grammar for every option of every command. Each refusal says what is wrong and shows an example that works; clap adds the
+//! option and the input.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -20,7 +20,7 @@ use super::{Config, PROMPT, unexpected};
 use crate::reactor::{CloseReason, Protocol, Reactor, Readiness, Settings, Source, Stream, Transport};
 
 /// How long an input that is neither a terminal nor has ended may take, when the peer has closed the connection, to say
-/// whether there was more to send. Who writes it may not have got there yet.
+/// whether there was more to send. Its writer may not have got there yet.
 const INPUT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How far the conversation has got.
@@ -287,7 +287,7 @@ impl<'a, S: Stream> Client<'a, S> {
         Some(unexpected(self.config))
     }
 
-    /// Tells who types that the other side has ended it.
+    /// Tells a user at a terminal that the other side has closed the connection.
     fn farewell(&self, input: &Input, screen: &mut Screen) {
         if self.interactive && self.phase == Phase::Talking && self.reactor.is_empty() && self.missing(input) == 0 {
             screen.say(&format!("\n{} closed the connection\n", self.config.address));

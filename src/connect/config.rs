@@ -58,7 +58,7 @@ pub struct Config {
     pub connect_timeout: Duration,
 }
 
-/// How long `--expect` waits, unless told.
+/// How long `--expect` waits by default.
 const EXPECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Config {

@@ -63,7 +63,7 @@ impl Console {
         self.poller.registry()
     }
 
-    /// For a thread that has something to tell.
+    /// For a thread that wakes the loop.
     pub fn waker(&self) -> Arc<Waker> {
         self.waker.clone()
     }

@@ -1,6 +1,6 @@
 //! The line client over UDP: each line is a datagram, and what comes back is printed as it arrives.
 //!
-//! Datagrams may be lost, and nobody tells. So only a few are on their way at a time, and those that have not come back
+//! Datagrams may be lost without notice. So only a few are in flight at a time, and those that have not come back
 //! when nothing has come for a while are given up, and counted.
 
 use std::collections::VecDeque;
@@ -25,7 +25,7 @@ const SOCKET: Token = Token(0);
 /// Datagrams that may be on their way.
 const WINDOW: usize = 16;
 
-/// How long nothing may come until those that are on their way are given up, unless told.
+/// How long nothing may come until those that are in flight are given up, by default.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The longest datagram (RFC 768).

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::reactor::Stream;
 
-/// What the client and its stream tell each other.
+/// What the client and its stream share.
 #[derive(Debug, Default)]
 pub(super) struct Control {
     /// Nothing is read for now.

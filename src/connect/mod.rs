@@ -41,7 +41,7 @@ const PROMPT: &str = "> ";
 /// How the client ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// Everything has been sent and has come back, or nobody wants to see more.
+    /// Everything has been sent and has come back, or the reader has seen enough.
     Finished,
     /// This signal has ended it.
     Signal(i32),
@@ -143,7 +143,7 @@ fn connect(
     }
 }
 
-/// What to tell who types.
+/// What a user at a terminal is told.
 fn how_to_end(config: &Config) -> String {
     match &config.terminator {
         Some(word) => format!("the line {word} or Ctrl-D ends"),

@@ -1,6 +1,6 @@
 //! A connection to the first of several addresses that answers (RFC 8305, Happy Eyeballs).
 //!
-//! A name often has addresses of both families, of which one leads nowhere; whoever tries them one after the other
+//! A name often has addresses of both families, of which one leads nowhere; a client that tries them one after the other
 //! waits minutes. So the next one is tried when the last has failed, or has not answered within 250 ms, the families in
 //! turn; the first that is established wins, and the others are dropped.
 
@@ -124,7 +124,7 @@ fn in_turn(endpoints: Vec<Endpoint>) -> VecDeque<Endpoint> {
 pub(super) struct Failures(pub Vec<(Endpoint, io::Error)>);
 
 impl Failures {
-    /// What to tell the user, who asked for `address`.
+    /// The error for the user, who asked for `address`.
     pub fn explain(&self, address: &Address) -> anyhow::Error {
         let mut text = format!("cannot connect to {address}: ");
         match &self.0[..] {
@@ -180,7 +180,7 @@ mod tests {
             World { race, wires: Vec::new(), now: began, began }
         }
 
-        /// Makes turns until something is decided, or so much time has passed.
+        /// Makes turns until something is decided, or this much time has passed.
         fn run(&mut self, time: Duration) -> Option<Result<String, String>> {
             let until = self.now + time;
             loop {

@@ -1,6 +1,6 @@
 //! Standard output, written by a thread of its own, and what is looked for in what comes back.
 //!
-//! The loop never waits for who reads our output. One buffer is being written while another one is being filled; when
+//! The loop never waits for the reader of our output. One buffer is being written while another one is being filled; when
 //! that is full, nothing more is received until there is room. So memory is bounded, and the peer's TCP is held up.
 
 use std::fmt;

@@ -1,7 +1,7 @@
-//! An error that stays is a pause, and told once.
+//! An error that persists is a pause, and is logged once.
 //!
 //! A call may fail for want of something that the whole machine shares (`EMFILE`, `ENOMEM`), by a rule (`EACCES` of a
-//! security module), or with an error that nobody foresaw. Making it again at once would spin, and so would waiting for
+//! security module), or with an error that was not foreseen. Making it again at once would spin, and so would waiting for
 //! readiness that stays. So the caller pauses, for a time that doubles while the error lasts, and says so once.
 
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ pub(super) struct Pause {
     failures: u8,
     /// It has paused, and [`end_episode`](Pause::end_episode) was not called since.
     episode: bool,
-    /// The episode was told, so that its end is too.
+    /// The episode was logged, so its end is, too.
     told: bool,
     reported: Option<Instant>,
 }
@@ -51,7 +51,7 @@ impl Pause {
         self.until.is_none()
     }
 
-    /// Notes a failure that is some peer's, and not ours. Returns whether there were so many in a row that it is a pause
+    /// Notes a failure that is a peer's, and not ours. Returns whether there were too many in a row, so that it is a pause
     /// all the same.
     pub fn is_persistent(&mut self) -> bool {
         self.failures = self.failures.saturating_add(1);
@@ -70,7 +70,7 @@ impl Pause {
         self.next = (self.next * 2).min(PAUSE.1);
     }
 
-    /// An episode of pausing begins, or goes on: `tell` says so if it is time for that. Returns whether it is a new one.
+    /// An episode of pausing begins, or goes on: `tell` gives the line to log, if one is due. Returns whether it is a new one.
     pub fn begin_episode(&mut self, now: Instant, tell: impl FnOnce() -> String) -> bool {
         if std::mem::replace(&mut self.episode, true) {
             return false;
@@ -83,7 +83,7 @@ impl Pause {
         true
     }
 
-    /// The episode is over; `tell` says so if its beginning was told.
+    /// The episode is over; `tell` gives the line to log, if its beginning was logged.
     pub fn end_episode(&mut self, tell: impl FnOnce() -> String) {
         if std::mem::take(&mut self.episode) && std::mem::take(&mut self.told) {
             info!("{}", tell());

@@ -61,7 +61,7 @@ impl Poller {
     }
 
     /// What a connection is registered for, once and for its whole life. mio registers edge-triggered, so interest in
-    /// WRITABLE costs nothing while nobody waits for it, and reregistering, a system call each time, is never needed.
+    /// WRITABLE costs nothing while nothing waits for it, and reregistering, a system call each time, is never needed.
     /// Urgent data is asked for where the poll can tell of it (`EPOLLPRI`).
     pub fn interest() -> Interest {
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -70,7 +70,7 @@ impl Poller {
         interest
     }
 
-    /// Waits until something becomes ready or `timeout` has passed (`None`: for ever), and returns the time and
+    /// Waits until something becomes ready or `timeout` has passed (`None`: without a limit), and returns the time and
     /// what became ready. A signal may end the wait early, with nothing ready.
     ///
     /// # Errors

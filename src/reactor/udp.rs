@@ -15,7 +15,7 @@ use super::poller::Poller;
 #[derive(Debug)]
 pub struct UdpPort {
     socket: UdpSocket,
-    /// Whom it is connected to.
+    /// The peer, if it is connected.
     peer: Option<SocketAddr>,
     /// Room for control messages, if it may get some: one that is bound to all addresses has each datagram tell to which
     /// it was sent.
@@ -60,7 +60,7 @@ impl UdpPort {
     }
 
     /// Connects to `target` from `source`, or from an address that the kernel chooses, with `token` in the poll of
-    /// `registry`. What nobody listens for is told then (udp(7)).
+    /// `registry`. An unreachable port is reported then (udp(7)).
     ///
     /// # Errors
     ///
@@ -146,8 +146,8 @@ mod pktinfo {
 
     use super::Envelope;
 
-    /// Room for control messages: the address, and what whoever made the socket may have asked for besides. What does not
-    /// fit is cut off, and the datagram is there all the same (recvmsg(2), `MSG_CTRUNC`).
+    /// Room for control messages: the address, and what the process that created the socket may have asked for. What does not
+    /// fit is truncated, and the datagram is received all the same (recvmsg(2), `MSG_CTRUNC`).
     const CONTROL: usize = 1024;
 
     /// Asks for it, where there can be several. Returns room for the answer.

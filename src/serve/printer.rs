@@ -11,10 +11,10 @@ use log::warn;
 
 use crate::outlet::{Outlet, Wording};
 
-/// Lines wait for their reader up to so many bytes, and as many again are made in a turn at most.
+/// The most bytes of lines that wait for their reader; a turn may add as many.
 const LIMIT: usize = 1024 * 1024;
 
-/// Prints lines without ever waiting for those who read them.
+/// Prints lines without ever waiting for their reader.
 pub(super) struct Printer {
     /// The lines of this turn.
     lines: Vec<u8>,
@@ -25,7 +25,7 @@ pub(super) struct Printer {
     outlet: Outlet<Vec<u8>>,
 }
 
-/// A line that is being made. Writing to it fails if there is no memory.
+/// A line that is being written. Writing to it fails if there is no memory.
 pub(super) struct Line<'a>(&'a mut Vec<u8>);
 
 impl Write for Line<'_> {
@@ -40,7 +40,7 @@ impl Write for Line<'_> {
     }
 }
 
-/// Lines are printed as they are. How many are missing is said in the log, for what is printed may be somebody's data.
+/// Lines are printed as they are. How many are missing is said in the log, because what is printed may be parsed.
 struct Lines;
 
 impl Wording for Lines {

@@ -1,8 +1,8 @@
-//! The PROXY protocol: the header with which a balancer says for whom it speaks.
+//! The PROXY protocol: the header with which a balancer tells a client's address.
 //!
 //! Both versions are understood: a line of text, and a binary header (W. Tarreau, "The PROXY protocol, versions 1 & 2",
-//! 2020, haproxy.org). Each byte is judged as soon as it is there, so that nobody is waited for whose header cannot
-//! become one; however it is cut, the verdict is the same.
+//! 2020, haproxy.org). Each byte is judged as soon as it is there, so that no connection is waited for whose header cannot
+//! become one; however it is split, the verdict is the same.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -27,7 +27,7 @@ const LONGEST: usize = 4096;
 pub(super) enum Header {
     /// The beginning of a header.
     Incomplete,
-    /// A whole header, of so many bytes, and the address it tells. None if the proxy speaks for itself, as in a health
+    /// A whole header, its length in bytes, and the address it tells. None if the proxy speaks for itself, as in a health
     /// check, or does not know.
     Complete { length: usize, source: Option<SocketAddr> },
     /// No header, and why.

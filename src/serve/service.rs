@@ -105,7 +105,7 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
         service
     }
 
-    /// Stops: those who have connected by now are still accepted, all are sent what they are owed, and then closed.
+    /// Stops: connections that are established by now are still accepted, what waits for each is sent, and then they are closed.
     pub fn stop(&mut self, now: Instant) {
         self.datagrams.close(now);
         if self.accepting == Accepting::Never {

@@ -49,17 +49,17 @@ impl std::fmt::Display for Summary {
     }
 }
 
-/// All counters of a table that are more than nothing, as a sentence tells them; the first one in any case.
+/// All counters of a table that are not zero, as a sentence; the first one in any case.
 fn totals<T>(table: &[Counter<T>], counters: &T) -> String {
     let told = table.iter().enumerate().filter(|(at, it)| *at == 0 || (it.get)(counters) > 0);
     let told: Vec<_> = told.map(|(_, it)| format!("{} {}", amount(it, (it.get)(counters)), it.label)).collect();
     told.join(", ")
 }
 
-/// Refusals are told no more often than this.
+/// Refusals are logged no more often than this.
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 
-/// Says that some were refused: the first at once, and then so rarely that a flood of them is none of lines.
+/// Logs refusals: the first at once, and then rarely enough that a flood of them does not flood the log.
 #[derive(Default)]
 pub(super) struct RefusalLog {
     told: u64,
@@ -67,17 +67,17 @@ pub(super) struct RefusalLog {
 }
 
 impl RefusalLog {
-    /// How long until the next line, given how many were refused so far; `None`: as long as no more are.
+    /// How long until the next line, given how many were refused so far; `None` until more are.
     pub fn sleep(&self, total: u64, now: Instant) -> Option<Duration> {
         let due = self.last.map_or(now, |last| last + REFUSALS_EVERY);
         (total > self.told).then(|| due.saturating_duration_since(now))
     }
 
-    /// Says so, if it is time to; `what` is that they were.
+    /// Logs it, if it is time to; `what` names them.
     pub fn turn(&mut self, what: &str, refusals: &Refusals, now: Instant) {
         let total = refusals.total();
         if self.sleep(total, now) == Some(Duration::ZERO) {
-            info!("{what}: {} (in all: {refusals}); -v tells of each", HumanCount(total - self.told));
+            info!("{what}: {} (in all: {refusals}); -v logs each", HumanCount(total - self.told));
             (self.told, self.last) = (total, Some(now));
         }
     }

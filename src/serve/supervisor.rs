@@ -1,9 +1,9 @@
-//! Who started the server, if it is systemd or one like it: sockets that are inherited, and what it is told.
+//! systemd, or a supervisor like it: the sockets that it hands over, and what it is told.
 //!
 //! A supervisor may hand over sockets that listen already (sd_listen_fds(3)), wants to know when the server is ready
 //! and when it stops, and may want a sign of life now and then (sd_notify(3), sd_watchdog_enabled(3)). The sign comes
-//! from the event loop itself, for it is the loop whose life matters. It is not waited for whether a supervisor reads what
-//! it is told: what does not fit is tried again. Without a supervisor nothing of this happens.
+//! from the event loop itself, for it is the loop whose life matters. The loop does not wait until a supervisor reads what
+//! it is told: what does not fit is tried again. Without a supervisor none of this happens.
 
 use std::ffi::OsStr;
 use std::io;
@@ -66,7 +66,7 @@ pub(super) fn inherited() -> anyhow::Result<Vec<Inherited>> {
     Ok(sockets)
 }
 
-/// Checks that every descriptor which LISTEN_FDS promises is a socket, before anything is made for so many. Returns
+/// Checks that every descriptor which LISTEN_FDS promises is a socket, before memory is taken for that many. Returns
 /// whether there is anything for this process.
 fn check_listen_fds() -> anyhow::Result<bool> {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -106,11 +106,11 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// The one that the environment tells of.
+    /// The one that the environment names.
     pub fn new() -> Self {
         let told = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()).and_then(|name| {
             let told = Told::new(&name).with_context(|| format!("NOTIFY_SOCKET={}", name.display()));
-            told.inspect_err(|error| warn!("the supervisor cannot be told anything: {error:#}")).ok()
+            told.inspect_err(|error| warn!("cannot reach the supervisor: {error:#}")).ok()
         });
         let variable = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
         let is_ours = variable("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
@@ -128,7 +128,7 @@ impl Supervisor {
         self.tell("STOPPING=1", now);
     }
 
-    /// Gives a sign of life, if it is time for one, and says again what could not be said.
+    /// Gives a sign of life, if one is due, and sends again what could not be sent.
     pub fn turn(&mut self, now: Instant) {
         if let Some((every, last)) = &mut self.watchdog
             && now >= *last + *every
@@ -142,7 +142,7 @@ impl Supervisor {
         }
     }
 
-    /// How long the poll may sleep until the next sign of life; `None`: for ever.
+    /// How long the poll may sleep until the next sign of life; `None`: without a limit.
     pub fn sleep(&self, now: Instant) -> Option<Duration> {
         let retry = self.told.as_ref().and_then(|told| told.retry);
         let sign = self.watchdog.map(|(every, last)| last + every);
@@ -157,14 +157,14 @@ impl Supervisor {
     }
 }
 
-/// How often to give a sign of life if one is expected within so many microseconds: twice as often, as
+/// The interval of signs of life if one is expected within this many microseconds: half of that, as
 /// sd_watchdog_enabled(3) recommends. As there, neither 0 nor the largest number asks for any.
 fn sign_interval(microseconds: u64) -> Option<Duration> {
     let asked = microseconds != 0 && microseconds != u64::MAX;
     asked.then(|| (Duration::from_micros(microseconds) / 2).max(MIN_SIGN_INTERVAL))
 }
 
-/// The socket on which a supervisor is told things.
+/// The socket to a supervisor.
 struct Told {
     socket: UnixDatagram,
     address: SocketAddr,
@@ -198,7 +198,7 @@ impl Told {
         Ok(Told { socket, address, unsaid: String::new(), retry: None, warned: false })
     }
 
-    /// Adds what it is to be told. Said twice is said once, so that this is bounded whatever it reads.
+    /// Adds what it is to be told. The same line is kept once, so that this is bounded whatever it reads.
     fn say(&mut self, state: &str) {
         if !self.unsaid.lines().any(|line| line == state) {
             self.unsaid.push_str(state);
@@ -206,7 +206,7 @@ impl Told {
         }
     }
 
-    /// Tells it what it has not been told yet, if it takes it.
+    /// Sends what it has not been told yet, as far as it takes that.
     fn send(&mut self, now: Instant) {
         self.retry = None;
         match self.socket.send_to_addr(self.unsaid.as_bytes(), &self.address) {
