@@ -2,7 +2,7 @@
 //!
 //! A `Connection` owns a non-blocking socket and everything that must be remembered about it between two events:
 //! whether it may still hold bytes to read, the bytes that a `send` did not take, and how far its two directions have got
-//! towards the end. Each method makes one step and says what came of it; none of them blocks, loops for ever, or trusts
+//! towards the end. Each method makes one step and says what came of it; none of them blocks, loops without end, or trusts
 //! that readiness was real. It touches the world only through [`Stream`], so that a test can be the kernel.
 //!
 //! ```text
@@ -88,9 +88,9 @@ impl Stream for mio::net::TcpStream {
             return Err(error);
         }
         match self.peer_addr() {
-            // Where nobody listens on a port of the ephemeral range, a connect may meet itself (RFC 9293, 3.5).
+            // Where nobody listens on a port of the ephemeral range, a socket may connect to itself (RFC 9293, 3.5).
             Ok(peer) if self.local_addr()? == peer => {
-                Err(io::Error::new(ErrorKind::ConnectionRefused, "nobody listens: the connection met itself"))
+                Err(io::Error::new(ErrorKind::ConnectionRefused, "nobody listens: the socket connected to itself"))
             }
             Ok(_) => Ok(true),
             Err(error) if error.kind() == ErrorKind::NotConnected => Ok(false),
@@ -153,7 +153,7 @@ enum Output {
 /// What one `receive` came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Received {
-    /// So many bytes; `drained` if they are known to be all there was.
+    /// This many bytes; `drained` if they are known to be all there was.
     Bytes { count: usize, drained: bool },
     /// Nothing, for now.
     WouldBlock,

@@ -9,7 +9,7 @@ pub struct Counter<T: 'static> {
     pub name: &'static str,
     /// What it counts.
     pub help: &'static str,
-    /// What the log calls so many of it.
+    /// What the log calls it, behind a number.
     pub label: &'static str,
     /// Whether it only grows.
     pub kind: Kind,

@@ -1,4 +1,4 @@
-//! Datagrams: the one loop for all who send and receive them.
+//! Datagrams: the one loop of every program that sends and receives them.
 //!
 //! There are no connections, so there is nothing to wait for when a socket's send queue is full: the datagram is dropped
 //! and counted, as the network would have done, or its sender tries again when the socket is writable. Readiness is an
@@ -22,10 +22,10 @@ pub const DATAGRAM_BUDGET: usize = 256;
 /// No datagram is longer (RFC 768): 65,507 bytes over IPv4, 65,527 over IPv6.
 pub const MAX_DATAGRAM: usize = 65_535;
 
-/// Between whom a datagram went.
+/// The addresses of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Envelope {
-    /// Who sent it, and whom an answer goes to.
+    /// The sender, to which an answer goes.
     pub from: SocketAddr,
     /// The address of ours that it was sent to, if the socket has several: the answer must come from there, or the
     /// sender will not take it for one.

@@ -103,7 +103,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// What the kernel reports; `AddrInUse` if somebody listens on it, `AlreadyExists` if it is another kind of file.
+    /// What the kernel reports; `AddrInUse` if a socket is bound to it, `AlreadyExists` if it is another kind of file.
     pub fn unix(path: &Path, options: &SocketOptions, registry: &Registry, token: Token) -> io::Result<Self> {
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
         let address = unix_address(path)?;
@@ -299,7 +299,7 @@ fn liveness(path: &Path) -> Liveness {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Liveness::Dead,
         Err(error) if error.kind() == ErrorKind::NotFound => Liveness::Gone,
         Err(error) => Liveness::Unknown(error),
-        // Somebody's datagram socket.
+        // A datagram socket.
         Ok(()) => Liveness::Alive,
     }
 }

@@ -90,7 +90,7 @@ impl Outbound {
 /// # Errors
 ///
 /// What the socket reports, WouldBlock and Interrupted excepted; a socket that takes no byte and reports no error
-/// is an error of its own (`WriteZero`), for waiting would wait for ever.
+/// is an error of its own (`WriteZero`), for WRITABLE would never come.
 pub(super) fn write(socket: &mut impl Stream, bytes: &[u8]) -> io::Result<Sent> {
     let mut taken = 0;
     while taken < bytes.len() {

@@ -305,7 +305,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         Ok(())
     }
 
-    /// The slab's key of a token; of one that is not this reactor's, a key that nobody has.
+    /// The slab's key of a token; of one that is not this reactor's, a key that no connection has.
     fn key(&self, token: Token) -> usize {
         token.0.wrapping_sub(self.settings.first_token)
     }
@@ -586,7 +586,7 @@ fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).map_or(Millis::MAX / 2, |millis| millis.min(Millis::MAX / 2))
 }
 
-/// Milliseconds from `began` to `due`, rounded up: nobody's time runs out early.
+/// Milliseconds from `began` to `due`, rounded up: no time runs out early.
 fn millis_until(began: Instant, due: Instant) -> Millis {
     millis(due.saturating_duration_since(began) + Duration::from_nanos(999_999))
 }

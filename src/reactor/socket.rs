@@ -61,7 +61,7 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// What the kernel reports: `WouldBlock` if the listener's backlog is full, for unlike TCP there is nobody who would
+    /// What the kernel reports: `WouldBlock` if the listener's backlog is full, for unlike TCP there is no kernel that would
     /// try again (unix(7)).
     pub fn connect_unix(path: &Path) -> io::Result<Socket> {
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -185,10 +185,10 @@ impl Source for Socket {
     }
 }
 
-/// Who is at the other end of a connection.
+/// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// Somebody at this address.
+    /// A peer at this address.
     Ip(SocketAddr),
     /// A process on this machine, which has no address of its own.
     Unix,

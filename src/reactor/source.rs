@@ -30,7 +30,7 @@ pub struct Readiness {
 ///
 /// *Sleep is a function of state.* `sleep` looks at the state as it is after the turn, and says zero if any step could
 /// be made. It never relies on the order in which steps were made, or on an event that will come: what freed a slot, a
-/// window or a descriptor may have been anybody, at any point of the turn, and nothing may happen afterwards.
+/// window or a descriptor may have been any source, at any point of the turn, and no event may follow.
 pub trait Source {
     /// Notes what the poll reported of one of its tokens. Makes no step.
     fn note(&mut self, readiness: Readiness);

@@ -64,7 +64,7 @@ impl TimerWheel {
     /// Empties the slots that are due at `now`. For each key in them, `really_due` says when its connection is due, or
     /// `None` if it needs no deadline any more or has just been dealt with.
     pub fn expire(&mut self, now: Millis, mut really_due: impl FnMut(usize) -> Option<Millis>) {
-        // A slot is due when its last millisecond has passed, so nobody is asked too early.
+        // A slot is due when its last millisecond has passed, so no key is asked about too early.
         while self.entries > 0 && (self.next + 1) * self.width <= now {
             let position = self.position(self.next);
             self.next += 1;

@@ -143,7 +143,7 @@ pub(crate) fn canonical(network: IpNet) -> IpNet {
     }
 }
 
-/// Why somebody was not let in.
+/// Why a client was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// It is in none of the allowed networks.
@@ -158,7 +158,7 @@ pub enum Refusal {
     Header,
     /// It is none of those whose PROXY header is believed.
     Proxy,
-    /// A datagram whose answer might be answered, for ever.
+    /// A datagram whose answer might be answered, without end.
     Loop,
     /// A datagram was sent to, or seems to be from, many at once.
     Broadcast,
@@ -304,7 +304,7 @@ impl Gate {
         }
     }
 
-    /// Whether those who are let in are counted, and [`leave`](Gate::leave) has to be told when they go.
+    /// Whether admitted connections are counted, so that [`leave`](Gate::leave) must be called when they close.
     pub fn counts(&self) -> bool {
         self.options.max_per_source.is_some()
     }
@@ -455,7 +455,7 @@ impl Source {
 }
 
 /// The rates of all sources of datagrams. A forged source costs its sender nothing, so their number is bounded: when
-/// there is no more room, newcomers have a rate in common, and who was known before keeps its own.
+/// there is no more room, new ones share a rate, and known ones keep theirs.
 struct Rates {
     limit: u32,
     sources: HashMap<IpAddr, Source>,
@@ -486,8 +486,8 @@ impl Rates {
 }
 
 /// Conversations that have no end. Another service that sends back what it is sent looks like a client that sends the same
-/// datagram again and again, each as soon as it has its answer; two of them keep one datagram going for ever, which anybody
-/// can give them with a forged sender. So one that has come from the same source so often, for so long, without a break, is
+/// datagram again and again, each as soon as it has its answer; two of them keep one datagram going without end, which anybody
+/// can give them with a forged sender. So one that has come from the same source many times, for a long time, without a break, is
 /// left unanswered once: a client has lost a datagram, as may happen, and a loop has ended.
 ///
 /// What is remembered is in a table of a fixed size, by a hash, and a datagram costs one look into it. One that has come
@@ -512,10 +512,10 @@ struct Repeated {
 /// Slots of the table: more than datagrams fit into a socket's buffer at the usual size, which is all that can go round.
 const LOOP_SLOTS: usize = 4096;
 
-/// A datagram that comes again after more than this has not come without a break: a loop that slow harms nobody.
+/// A datagram that comes again after more than this has not come without a break: a loop that slow does no harm.
 const LOOP_BREAK: u32 = 250;
 
-/// So often, and for so many milliseconds, the same datagram is answered without a break.
+/// How many times, and for how many milliseconds, the same datagram is answered without a break.
 const LOOP_COUNT: u32 = 1000;
 const LOOP_TIME: u32 = 2000;
 

@@ -7,8 +7,8 @@
 //!
 //! Without those options bytes are never looked at, and a connection has no state here beyond a null pointer.
 //!
-//! Who is echoed to is the `Gate`'s to say. Usually that is asked before there is a connection; if a proxy tells for
-//! whom it speaks, it is asked when its header has come, and none of the header is echoed.
+//! The `Gate` says which clients are echoed to. Usually it is asked before there is a connection; if a proxy tells the
+//! client's address, it is asked when the header has come, and none of the header is echoed.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -28,13 +28,13 @@ use crate::escape;
 use crate::reactor::socket::Origin;
 use crate::reactor::{self, CloseReason, Protocol, Stream, Transport};
 
-/// How long a proxy may take to say for whom it speaks.
+/// How long a proxy may take to send its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The most of a message that is kept to be printed in one piece, in bytes.
 const PRINT_PIECE: usize = 64 * 1024;
 
-/// What prints the messages of all who have some.
+/// The printer of all connections' messages.
 pub(super) type SharedPrinter = Rc<RefCell<Printer>>;
 
 /// The echo protocol.
@@ -43,7 +43,7 @@ pub struct Echo {
     pub(super) gate: Gate,
     /// Connections begin with a PROXY header.
     proxied: bool,
-    /// Connections that were let in so far, and those whose header is still awaited.
+    /// Connections that were admitted so far, and those whose header is still awaited.
     admitted: u64,
     awaiting_header: u64,
 }
@@ -90,7 +90,7 @@ impl Echo {
 
     /// What is to be remembered about a new connection.
     fn session(&self, origin: Origin, now: Instant) -> Option<Box<Session>> {
-        // Who follows the log wants to know, when a connection has ended, whose it was and what became of it.
+        // A reader of the log wants to know, when a connection has ended, whose it was and what became of it.
         let logged = log_enabled!(Level::Debug);
         let needed = self.rules.is_some() || self.proxied || self.gate.counts() || logged;
         needed.then(|| {
@@ -105,7 +105,7 @@ impl Echo {
         self.rules.as_ref().map(|rules| rules.count)
     }
 
-    /// Connections that were let in so far.
+    /// Connections that were admitted so far.
     pub(super) fn admitted(&self) -> u64 {
         self.admitted
     }
@@ -277,7 +277,7 @@ enum After {
 /// How far the message that is pending has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pending {
-    /// It consists of so many bytes, and these are the first of the terminator.
+    /// Its length in bytes, which are the first of the terminator.
     Beginning(usize),
     /// It has bytes in it, and is not the terminator.
     Other,

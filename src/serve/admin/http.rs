@@ -4,7 +4,7 @@
 //! One request at a time: a client that sends the next before it has its answer gets that answer, and is closed, which
 //! RFC 9112 (9.3.2) lets a server do.
 //!
-//! A page of somebody else's, in a browser on this machine, could have the name of its server point to 127.0.0.1 and read
+//! A foreign page, in a browser on this machine, could have the name of its server point to 127.0.0.1 and read
 //! what is shown here (DNS rebinding). Its requests carry that name in their Host, so over loopback only names of this
 //! machine are taken.
 
@@ -50,7 +50,7 @@ impl Answer {
         let mut bytes = Vec::with_capacity(body.len() + 512);
         let date = httpdate::fmt_http_date(SystemTime::now());
         let connection = if keep { "keep-alive" } else { "close" };
-        // The page needs nothing from elsewhere, and nothing of it is anybody else's business.
+        // The page needs nothing from elsewhere, and tells nothing to others.
         let _ = write!(
             bytes,
             "HTTP/1.1 {status}\r\nDate: {date}\r\nServer: echoloop\r\nContent-Type: {content_type}\r\n\
@@ -166,7 +166,7 @@ impl<S: Stream> Protocol<S> for Http {
     }
 
     fn eof(&mut self, transport: &mut Transport<'_, S>, _: &mut Exchange) {
-        // Who has said all that it had to say may still wait for an answer.
+        // A client that has closed its side may still wait for an answer.
         match self.requests.iter_mut().find(|(token, _)| *token == transport.token()) {
             Some((_, request)) => {
                 if let Some(keep) = request.keep() {

@@ -1,8 +1,8 @@
 //! Looking inside a running server, over HTTP: metrics, a sign of health, and a live page of the event loop.
 //!
 //! This is one more protocol on the same poll, and in the same thread. So there is no lock and no atomic between the
-//! loop and those who look at it: what they see is read between two turns, when somebody asks, and costs nothing while
-//! nobody does. The price is that an answer is made on the loop; so answers are small and bounded, those who ask are
+//! loop and those who look at it: what they see is read between two turns, on request, and costs nothing
+//! otherwise. The price is that an answer is made on the loop; so answers are small and bounded, those who ask are
 //! bounded in number, bytes and time, and none of it depends on how many connections there are.
 //!
 //! `http` and `request` are the protocol, `metrics` and `state` are what is told, with what the system says of the process
@@ -59,7 +59,7 @@ pub(super) trait StatusSource {
     fn activity(&self, slot: usize, recent: Duration) -> Option<Activity>;
 }
 
-/// The listeners and connections of those who look.
+/// The listeners and connections of HTTP clients.
 pub(super) struct Admin<S: Stream> {
     pub reactor: Reactor<S, Http>,
     /// Where it listens, with the real ports.
@@ -93,7 +93,7 @@ impl<S: Stream> Admin<S> {
         &self.endpoints
     }
 
-    /// Answers those who have asked for something.
+    /// Answers the requests that have come.
     pub fn answer(&mut self, now: Instant, server: &impl StatusSource) {
         for (token, mut request) in self.reactor.protocol_mut().take_requests() {
             debug!("http: {request:?}");

@@ -124,7 +124,7 @@ fn host_of(authority: &str) -> Option<&str> {
     (is_host && port.bytes().all(|it| it.is_ascii_digit())).then_some(host)
 }
 
-/// Whether somebody who accepts these media types prefers OpenMetrics to plain text. Who does not say so gets the text
+/// Whether a client that accepts these media types prefers OpenMetrics to plain text. One that does not say so gets the text
 /// that everybody can read.
 fn prefers_open_metrics<'a>(accepted: impl Iterator<Item = &'a str>) -> bool {
     let (mut open_metrics, mut text) = (0.0, None);
