@@ -590,7 +590,7 @@ fn counters_are_logged_as_often_as_asked() {
 fn a_backlog_that_the_kernel_cuts_is_said() {
     let server = Server::start(&["--backlog", "2000000000"]);
     if std::path::Path::new("/proc/sys/net/core/somaxconn").exists() {
-        server.wait_for_log("the kernel cuts the backlog of 2000000000 to");
+        server.wait_for_log("the kernel limits the backlog of 2000000000 to");
     }
     ping(&mut server.connect(), b"hello");
 }
