@@ -15,7 +15,8 @@
 //! 6. [`mod@connect`]: the line client, a protocol that opens its connection itself.
 //! 7. [`mod@bench`]: the load generator. [`mod@bench::schedule`] is when messages are due, [`mod@bench::load`] sends and verifies them,
 //!    [`mod@bench::ledger`] is the account of what became of each; [`bench::report`] is what others see of it.
-//! 8. [`cli`], [`limits`], [`logging`] on [`outlet`], [`signals`], [`stdio`]: the program around them.
+//! 8. [`mod@check`]: a grader for any echo service: each promise, tried from outside.
+//! 9. [`cli`], [`limits`], [`logging`] on [`outlet`], [`signals`], [`stdio`]: the program around them.
 //!
 //! Imports point downward only: the reactor knows no protocol, and the protocols do not know each other.
 //!

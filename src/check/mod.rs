@@ -5,6 +5,8 @@
 //! [reactor](crate::reactor) and a loop of one thread. What may be the fault of a busy machine is tried again, with more
 //! patience, before it is told.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the options' documentation is their help, in plain text")]
+
 mod catalogue;
 mod datagrams;
 mod exec;
