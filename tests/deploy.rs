@@ -11,7 +11,8 @@ use clap::Parser;
 use common::{ECHOLOOP, Server, get};
 use echoloop::cli::Cli;
 
-const INSTALLED: &str = "/usr/local/bin/echoloop";
+/// As units name it: systemd finds it in /usr/local/bin or /usr/bin.
+const INSTALLED: &str = "ExecStart=echoloop ";
 const KUBERNETES: [(&str, &str); 2] = [
     ("echoloop.yaml", include_str!("../deploy/kubernetes/echoloop.yaml")),
     ("bench.yaml", include_str!("../deploy/kubernetes/bench.yaml")),
@@ -36,7 +37,7 @@ fn command_lines_are_understood() {
     let mut lines = Vec::new();
     for (name, unit) in units() {
         for line in unit.lines().filter_map(|line| line.strip_prefix("ExecStart=")) {
-            let args = line.strip_prefix(INSTALLED).unwrap_or_else(|| panic!("{name}: {line}"));
+            let args = line.strip_prefix("echoloop ").unwrap_or_else(|| panic!("{name}: {line}"));
             lines.push(args.split_whitespace().map(str::to_owned).collect());
         }
     }
@@ -83,7 +84,7 @@ fn verify(units: &[(String, String)]) -> Option<(bool, String)> {
     let mut command = Command::new("systemd-analyze");
     command.args(["verify", "--man=no"]).env("SYSTEMD_UNIT_PATH", format!("{}:", directory.path().display()));
     for (name, unit) in units {
-        fs::write(directory.path().join(name), unit.replace(INSTALLED, ECHOLOOP)).unwrap();
+        fs::write(directory.path().join(name), unit.replace(INSTALLED, &format!("ExecStart={ECHOLOOP} "))).unwrap();
         command.arg(directory.path().join(name.replace("@.", "@1.")));
     }
     let output = command.output().ok()?;
@@ -105,6 +106,99 @@ fn systemd_takes_the_units() {
     let wrong = units.iter().map(|(name, unit)| (name.clone(), unit.replace("WatchdogSec=10s", "WatchdogSec=soon")));
     let (taken, said) = verify(&wrong.collect::<Vec<_>>()).unwrap();
     assert!(!taken, "a check that cannot fail is none: {said}");
+}
+
+/// A system's root directory with the units in it.
+fn root_with_units() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("etc/systemd/system");
+    fs::create_dir_all(&directory).unwrap();
+    for (name, unit) in units() {
+        fs::write(directory.join(name), unit).unwrap();
+    }
+    root
+}
+
+#[test]
+fn enabled_units_start_at_boot() {
+    let root = root_with_units();
+    let mut command = Command::new("systemctl");
+    command.arg("--root").arg(root.path()).args(["enable", "echoloop@1", "echoloop@2", "echoloop.socket"]);
+    let Ok(output) = command.output() else {
+        eprintln!("systemctl is not installed");
+        return;
+    };
+    assert!(output.status.success(), "{output:?}");
+    for wanted in [
+        "multi-user.target.wants/echoloop@1.service",
+        "multi-user.target.wants/echoloop@2.service",
+        "sockets.target.wants/echoloop.socket",
+    ] {
+        let link = root.path().join("etc/systemd/system").join(wanted);
+        assert!(link.is_symlink(), "{wanted}");
+    }
+}
+
+#[test]
+fn systemd_finds_little_exposed() {
+    let root = root_with_units();
+    let bounded = |unit: &str, threshold: u32| {
+        let mut command = Command::new("systemd-analyze");
+        command.arg("--root").arg(root.path()).args(["security", "--offline=true"]);
+        command.arg(format!("--threshold={threshold}")).arg(unit);
+        Some(command.output().ok()?.status.success())
+    };
+    for unit in ["echoloop@1.service", "echoloop-activated.service"] {
+        let Some(little) = bounded(unit, 15) else {
+            eprintln!("systemd-analyze is not installed");
+            return;
+        };
+        assert!(little, "{unit} is exposed above 1.5 of 10");
+        assert_eq!(bounded(unit, 5), Some(false), "a check that cannot fail is none");
+    }
+}
+
+/// The assignments of a unit's section.
+fn section<'a>(unit: &'a str, name: &str) -> Vec<&'a str> {
+    let lines = unit.lines().skip_while(|line| *line != format!("[{name}]")).skip(1);
+    lines
+        .take_while(|line| !line.starts_with('['))
+        .filter(|line| line.contains('=') && !line.starts_with('#'))
+        .collect()
+}
+
+#[test]
+fn services_differ_in_command_and_file_alone() {
+    let (template, activated) =
+        (include_str!("../deploy/echoloop@.service"), include_str!("../deploy/echoloop-activated.service"));
+    let differs =
+        |line: &&str| !line.starts_with("ExecStart=") && !line.starts_with("EnvironmentFile=-/etc/default/echoloop-");
+    let rest = |unit| section(unit, "Service").into_iter().filter(differs).collect::<Vec<_>>();
+    assert_eq!(rest(template), rest(activated));
+    assert!(rest(template).contains(&"SuccessExitStatus=143"));
+}
+
+#[test]
+fn instances_have_files_of_their_own() {
+    let files: Vec<_> = section(include_str!("../deploy/echoloop@.service"), "Service")
+        .into_iter()
+        .filter_map(|line| line.strip_prefix("EnvironmentFile="))
+        .collect();
+    assert_eq!(files, ["-/etc/default/echoloop", "-/etc/default/echoloop-%i"], "what comes later wins");
+}
+
+#[test]
+fn services_that_keep_failing_are_given_up() {
+    for (name, unit) in units().into_iter().filter(|(name, _)| name.ends_with(".service")) {
+        let value = |section_name, key: &str| {
+            let found = section(&unit, section_name).into_iter().find_map(|line| line.strip_prefix(key));
+            found.unwrap_or_else(|| panic!("{name}: {key}")).to_owned()
+        };
+        let burst: u32 = value("Unit", "StartLimitBurst=").parse().unwrap();
+        let seconds: u32 = value("Service", "RestartSec=").trim_end_matches('s').parse().unwrap();
+        assert_eq!(value("Unit", "StartLimitIntervalSec="), "1min");
+        assert!(burst * seconds < 60, "{name}: the limit is never reached");
+    }
 }
 
 #[test]
