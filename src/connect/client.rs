@@ -110,11 +110,13 @@ impl<'a, S: Stream> Client<'a, S> {
             self.silent_since = now;
         }
         self.control.paused.set(screen.is_full());
+        // What an event said before the pause was forgotten at our own WouldBlock, which the kernel never gave: the peer's
+        // end may stand behind the bytes, and no edge will tell of it again. So a short read proves nothing now.
         let hint = (!screen.is_full() && self.control.unread.take()).then_some(Readiness {
             token: self.token,
             readable: true,
             writable: false,
-            read_closed: false,
+            read_closed: true,
             urgent: false,
         });
         self.reactor.turn_with(now, ready.iter().copied().chain(hint));

@@ -236,6 +236,20 @@ fn output_that_nobody_reads_holds_the_peer_up() {
 }
 
 #[test]
+fn an_end_that_was_told_while_output_waited_is_seen() {
+    let mut world = World::new(|_| ());
+    let token = world.client.token;
+    world.wire.arrive(&[7; 5 << 20]);
+    world.wire.end();
+    world.run(&[read_closed(token)]); // the only event there will be
+    assert!(!world.client.reactor.is_empty(), "the output is full before the end is read");
+    while world.read_output() {
+        world.run(&[]);
+    }
+    assert_eq!((world.printed.len(), world.client.reactor.is_empty()), (5 << 20, true));
+}
+
+#[test]
 fn what_came_before_a_failed_write_is_printed() {
     let mut world = World::new(|_| ());
     world.wire.arrive(b"denied\n");
