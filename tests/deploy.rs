@@ -13,8 +13,9 @@ use echoloop::cli::Cli;
 
 /// As units name it: systemd finds it in /usr/local/bin or /usr/bin.
 const INSTALLED: &str = "ExecStart=echoloop ";
-const KUBERNETES: [(&str, &str); 2] = [
+const KUBERNETES: [(&str, &str); 3] = [
     ("echoloop.yaml", include_str!("../deploy/kubernetes/echoloop.yaml")),
+    ("autoscaler.yaml", include_str!("../deploy/kubernetes/autoscaler.yaml")),
     ("bench.yaml", include_str!("../deploy/kubernetes/bench.yaml")),
 ];
 
@@ -56,7 +57,7 @@ fn command_lines_are_understood() {
 #[test]
 fn images_are_of_this_version() {
     let image = format!("image: echoloop:{}", env!("CARGO_PKG_VERSION"));
-    for (name, manifest) in KUBERNETES {
+    for (name, manifest) in KUBERNETES.into_iter().filter(|(_, text)| text.contains("containers:")) {
         assert!(manifest.contains(&image), "{name}");
     }
 }
@@ -76,6 +77,14 @@ fn variables_are_those_of_options() {
         }
     }
     assert!(found >= 4);
+}
+
+#[test]
+fn probes_ask_the_event_loop_itself() {
+    let text = include_str!("../deploy/kubernetes/echoloop.yaml");
+    let paths: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("path: ")).collect();
+    assert_eq!(paths, ["/readyz", "/livez"], "the kernel accepts for a process that hangs: no tcpSocket");
+    assert!(!text.contains("tcpSocket:"));
 }
 
 /// What `systemd-analyze verify` says of units in a directory of their own; `None` where it is not installed.
@@ -215,7 +224,7 @@ fn kubernetes_takes_the_manifests() {
         };
         assert!(taken, "{said}");
         let path = directory.path().join(name);
-        fs::write(&path, manifest.replace("containers:", "container:")).unwrap();
+        fs::write(&path, manifest.replace("\nspec:", "\nspek:")).unwrap();
         assert!(!validate(&path).unwrap().0, "a check that cannot fail is none");
     }
 }
