@@ -309,7 +309,7 @@ fn handed_over_sockets_that_are_none_are_named() {
         assert!(output.status.code() == Some(1) && error.contains(cause) && error.lines().count() == 1, "{error}");
     };
     refused(None, &[("LISTEN_FDS", "2147483647")], "LISTEN_FDS=2147483647, but descriptor 3 is not open");
-    refused(None, &[("LISTEN_FDS", "-1")], "LISTEN_FDS=-1 is no number");
+    refused(None, &[("LISTEN_FDS", "-1")], "LISTEN_FDS=-1 is not a number");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     refused(Some(listener.into()), &[("LISTEN_FDS", "2")], "descriptor 4 is not open");
     let bound = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

@@ -386,9 +386,10 @@ fn a_signal_that_comes_twice_at_once_is_one() {
     // GNU timeout signals its child, and then its process group, in which the child is too.
     for _ in 0..10 {
         let mut server = Server::start(&[]);
-        let _peer = server.connect_many(1);
+        let peers = server.connect_many(1);
         server.signal(Signal::TERM);
         server.signal(Signal::TERM);
+        peers.into_iter().for_each(|mut peer| _ = receive_rest(&mut peer));
         let (status, log) = server.wait();
         assert_eq!(status.code(), Some(0), "{log}");
         assert!(log.contains("served 1 "), "{log}");
