@@ -375,6 +375,160 @@ fn replies_are_counted_with_their_messages() {
     }
 }
 
+#[test]
+fn silent_datagram_service_is_no_success() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = format!("udp:{}", silent.local_addr().unwrap());
+    for (flags, code) in [("-t 300ms", 1), ("-n 1000000", 1), ("-t 300ms --fail-if p99>1s", 3)] {
+        let args = format!("bench {address} -c 2 --warm-up 0s --timeout 200ms {flags}");
+        let output = echoloop(&args.split(' ').collect::<Vec<_>>(), b"");
+        assert_eq!(output.status.code(), Some(code), "{flags}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn refused_datagram_does_not_end_the_run() {
+    let address = format!("udp:{}", std::net::UdpSocket::bind("127.0.0.98:0").unwrap().local_addr().unwrap());
+    let args = ["bench", &address, "-c", "2", "-r", "100", "-t", "600ms", "--warm-up", "0s", "--timeout", "100ms"];
+    let output = echoloop(&[&args[..], &["--json", "-"]].concat(), b"");
+    let run = Run::parse(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    assert_eq!((output.status.code(), run.seconds), (Some(1), 0.6));
+    assert_eq!(run.errors.iter().map(|error| error.kind).collect::<Vec<_>>(), [ErrorKind::Unreachable]);
+    assert_eq!((run.outcomes.due, run.outcomes.answered), (60, 0));
+}
+
+#[test]
+fn unanswered_messages_bound_the_percentiles() {
+    // Two of ten connections are served.
+    let address = server(|number, stream| match number {
+        0 | 1 => echo_changed(stream, |_, _| ()),
+        _ => thread::sleep(Duration::from_secs(60)),
+    });
+    let flags = "-c 10 -r 1000 -t 1s --timeout 500ms --warm-up 0s";
+    let (run, code) = run(address, flags);
+    let outcomes = run.outcomes;
+    assert_eq!((code, outcomes.due, outcomes.answered), (1, 1000, 200));
+    assert!(
+        outcomes.unanswered >= 8 && outcomes.unanswered + outcomes.never_sent.connection_gone == 800,
+        "{outcomes:?}"
+    );
+    assert_eq!((run.response.count, run.response.bounds), (1000, 800));
+    assert!(run.response.lower_bounds.contains(&"p99_99_us".to_owned()), "{:?}", run.response.lower_bounds);
+    assert!(run.response.max_us >= 500_000.0);
+    let output = bench(address, &format!("{flags} --fail-if p99>10s"));
+    assert_eq!(output.status.code(), Some(3), "what was not answered meets no bound");
+    assert!(String::from_utf8_lossy(&output.stdout).contains(" were not answered: they took at least (>)"));
+}
+
+#[test]
+fn rate_beyond_the_server_is_not_kept() {
+    // Five milliseconds a message, one after the other: two hundred a second.
+    let address = server(|_, stream| {
+        echo_changed(stream, |_, bytes| thread::sleep(Duration::from_millis(5) * (bytes.len() / 64) as u32));
+    });
+    let (run, code) = run(address, "-c 1 -r 1000 -t 1s --warm-up 0s");
+    let kept = run.rate_kept.as_ref().unwrap();
+    assert_eq!((code, kept.kept, kept.limit), (3, false, Some(echoloop::bench::Limit::Server)), "{:?}", run.errors);
+    assert!((100.0..210.0).contains(&run.rate), "{}", run.rate);
+    assert_eq!(run.seconds, 1.0);
+}
+
+#[test]
+fn rate_beyond_everybody_ends_in_time() {
+    let server = Server::start(&[]);
+    for rate in ["3000000", "1e9"] {
+        let (run, code) = run(server.addr(), &format!("-c 3 -r {rate} -t 300ms --timeout 500ms --warm-up 100ms"));
+        assert_eq!(run.seconds, 0.3);
+        assert!(code == 3 || code == 1 || rate == "3000000", "{code}");
+        let due: f64 = rate.parse::<f64>().unwrap() * 0.3;
+        assert!((run.outcomes.due as f64 - due).abs() <= 1.0, "{:?}", run.outcomes);
+    }
+}
+
+#[test]
+fn slow_closes_do_not_slow_a_closed_loop() {
+    let address = server(|_, mut stream| {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            stream.write_all(&buffer[..count]).unwrap();
+        }
+        thread::sleep(Duration::from_secs(1));
+    });
+    let (run, code) = run(address, "-c 2 --reconnect 10 -n 1000 --warm-up 0s");
+    assert_eq!((code, run.messages.replies), (0, 1000));
+    assert!(run.connections.reopened >= 90 && run.seconds < 20.0, "{} {}", run.connections.reopened, run.seconds);
+}
+
+#[test]
+fn search_without_its_server_ends() {
+    let server = Server::start(&[]);
+    let address = server.addr();
+    let search = thread::spawn(move || run(address, "-c 2 --find-rate p50<10s --warm-up 0s --timeout 500ms"));
+    server.wait_for_connections(2);
+    server.signal(Signal::KILL);
+    let (run, code) = search.join().unwrap();
+    assert_eq!(code, 1);
+    let search = run.search.unwrap();
+    assert!(search.steps.len() <= 3 && search.ended.unwrap().contains("refused"), "{:?}", search.steps.len());
+}
+
+#[test]
+fn second_signal_ends_waiting_and_the_report_comes() {
+    let address = server(|_, _stream| thread::sleep(Duration::from_secs(60)));
+    let child = Command::new(ECHOLOOP)
+        .args([
+            "bench",
+            &address.to_string(),
+            "-c",
+            "3",
+            "-r",
+            "50",
+            "-t",
+            "60s",
+            "--timeout",
+            "60s",
+            "--warm-up",
+            "0s",
+        ])
+        .args(["--json", "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_child(&child);
+    let sockets = || fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap().count();
+    wait_until("it is connected", || sockets() >= 8);
+    thread::sleep(Duration::from_millis(300)); // so that something is due
+    kill_process(pid, Signal::HUP).unwrap();
+    thread::sleep(Duration::from_millis(100));
+    kill_process(pid, Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let run = Run::parse(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    assert!(run.interrupted && run.seconds < 30.0 && run.outcomes.unanswered > 0, "{:?}", run.outcomes);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("of 60.00 s"));
+}
+
+#[test]
+fn stalls_of_the_generator_are_told() {
+    let server = Server::start(&[]);
+    let child = Command::new(ECHOLOOP)
+        .args(["bench", &server.addr().to_string(), "-c", "2", "-t", "1s", "--warm-up", "0s", "--json", "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    server.wait_for_connections(2);
+    kill_process(Pid::from_child(&child), Signal::STOP).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let run = Run::parse(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    assert!(run.generator.explains.contains(&"max".to_owned()), "{:?}", run.generator.explains);
+    assert!(run.generator.stalls.unwrap().max_us >= 400_000.0);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stood still"));
+}
+
 /// A server that echoes at once, but for a second after it was told to freeze.
 fn freezing_server() -> (SocketAddr, Arc<AtomicBool>) {
     let frozen = Arc::new(AtomicBool::new(false));
@@ -451,15 +605,15 @@ fn the_highest_rate_is_found() {
             }
         }
     });
-    let (run, code) = run(address, "-c 1 --find-rate p90<60ms --rate 20 -t 600ms --warm-up 0s --timeout 1s");
+    let (run, code) = run(address, "-c 1 --find-rate p90<60ms --rate 50 -t 600ms --warm-up 0s --timeout 300ms");
     let search = run.search.unwrap();
     let (holds, fails) = (search.holds_at.unwrap(), search.fails_at.unwrap());
     assert_eq!(code, 0, "{search:?}");
     assert!((30.0..115.0).contains(&holds) && fails > holds && fails <= holds * 1.06, "{search:?}");
     assert!(search.steps.len() >= 4);
-    let text = bench(address, "-c 1 --find-rate p90<1ms --rate 50 -t 600ms --warm-up 0s --timeout 1s");
+    let text = bench(address, "-c 1 --find-rate p50<1ms --rate 300 -t 300ms --warm-up 0s --timeout 300ms");
     assert_eq!(text.status.code(), Some(3), "it holds at no rate");
-    assert!(String::from_utf8_lossy(&text.stdout).contains("p90<1ms does not hold"));
+    assert!(String::from_utf8_lossy(&text.stdout).contains("p50<1ms does not hold"));
 }
 
 #[test]
@@ -820,6 +974,12 @@ fn mistakes_on_the_command_line_are_named() {
         ("--rate 1e-11", "'1e-11'"),
         ("--connect-rate 1e-11", "'1e-11'"),
         ("-n 9007199254740993", "'9007199254740993'"),
+        ("--rate 0.01 -t 5s", "none is due"),
+        ("--fail-if lost>0", "only datagrams are lost"),
+        ("--fail-if missed>0", "only an open loop"),
+        ("-c 0 --idle 1 --fail-if p99>1s", "no messages to time"),
+        ("--find-rate p99>5ms", "higher rates make this come true"),
+        ("--find-rate rate>100000", "does not find this by itself"),
     ] {
         let mut args = vec!["bench"];
         args.extend(flags.split(' '));

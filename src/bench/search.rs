@@ -21,7 +21,11 @@ const FIRST_RATE: f64 = 1000.0;
 const STEP: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
 /// Messages whose outcomes must be known before a step is given up as failed.
-const MIN_SEEN: u64 = 20;
+const MIN_SEEN: u64 = 10;
+
+/// How long a step may take to tell anything, while rates go down; and how far they go down.
+const MAX_TELLING: Duration = Duration::from_secs(20);
+const MAX_DESCENT: f64 = 64.0;
 
 /// The search for the highest rate that holds: doubling until one does not, then bisection. What counts is what two of
 /// three tries say, for one hiccup of the machine should not decide, nor one lucky try.
@@ -83,9 +87,11 @@ impl Bracket {
     }
 }
 
-/// The lowest rate at which a step can tell anything.
-fn slowest(criterion: &Criterion) -> f64 {
-    (criterion.messages_needed().0 as f64 / STEP.1.as_secs_f64()).max(1.0)
+/// The rate at which a search that begins at `first` gives up: far below it, or where a step takes too long to tell
+/// anything.
+fn slowest(criterion: &Criterion, first: f64) -> f64 {
+    let telling = criterion.messages_needed().0 as f64 / MAX_TELLING.as_secs_f64();
+    telling.max(first / MAX_DESCENT).min(first)
 }
 
 /// How long a step at `rate` takes.
@@ -105,8 +111,8 @@ pub(super) fn search<W: World>(
     config: &Config,
     criterion: &Criterion,
 ) -> anyhow::Result<(Outcome, Search)> {
-    let slowest = slowest(criterion);
-    let mut bracket = Bracket::new(config.rate.unwrap_or(FIRST_RATE).max(slowest), slowest);
+    let first = config.rate.unwrap_or(FIRST_RATE);
+    let mut bracket = Bracket::new(first, slowest(criterion, first));
     let mut steps: Vec<Step> = Vec::new();
     let mut best: Option<(bool, Outcome)> = None;
     // Wrong bytes count wherever they were seen.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use indicatif::HumanCount;
 
 use super::config::Config;
@@ -33,7 +34,10 @@ pub(super) fn rate(outcome: &Outcome) -> Option<RateKept> {
         let text = "the rate was kept".to_owned();
         return Some(RateKept { kept: true, limit: None, text });
     }
-    let own = (never_sent.generator_behind + ledger.late()) as f64;
+    // That messages left late explains it only if that is most of what they took.
+    let median = |histogram: &Histogram<u64>| histogram.value_at_quantile(0.5);
+    let slow = ledger.lateness().is_some_and(|lateness| median(lateness) * 2 > median(ledger.response().all()));
+    let own = (never_sent.generator_behind + if slow { ledger.late() } else { 0 }) as f64;
     let (limit, who) = match () {
         () if own >= missing / 2.0 => (Limit::Generator, "the generator was the limit, and not the server"),
         () if never_sent.connection_gone as f64 >= missing / 2.0 => (Limit::Connections, "connections were gone"),
