@@ -15,6 +15,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::Duration;
 
 use super::outbound::{self, Outbound, Sent};
+use super::pause::uninterrupted;
 use super::timer_wheel::Millis;
 
 /// How long a connection that has been closed, and has sent everything, waits for the peer's end before it is dropped. A
@@ -313,32 +314,28 @@ impl<S: Stream> Connection<S> {
 
     /// Reads once.
     pub fn receive(&mut self, into: &mut [u8], now: Millis) -> io::Result<Received> {
-        loop {
-            return match self.socket.read(into) {
-                Ok(0) => {
-                    let closed = self.input == Input::Discarded;
-                    self.input = if closed { Input::EndedAfterClose } else { Input::Ended };
-                    self.readable = false;
-                    Ok(Received::End)
+        match uninterrupted(|| self.socket.read(into)) {
+            Ok(0) => {
+                let closed = self.input == Input::Discarded;
+                self.input = if closed { Input::EndedAfterClose } else { Input::Ended };
+                self.readable = false;
+                Ok(Received::End)
+            }
+            Ok(count) => {
+                let drained =
+                    count < into.len() && self.socket.short_read_is_conclusive() && !self.short_read_is_inconclusive;
+                self.readable = !drained;
+                if self.input == Input::Open {
+                    self.moved_at = now;
                 }
-                Ok(count) => {
-                    let drained = count < into.len()
-                        && self.socket.short_read_is_conclusive()
-                        && !self.short_read_is_inconclusive;
-                    self.readable = !drained;
-                    if self.input == Input::Open {
-                        self.moved_at = now;
-                    }
-                    Ok(Received::Bytes { count, drained })
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.readable = false;
-                    self.short_read_is_inconclusive = false;
-                    Ok(Received::WouldBlock)
-                }
-                Err(error) => Err(error),
-            };
+                Ok(Received::Bytes { count, drained })
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.readable = false;
+                self.short_read_is_inconclusive = false;
+                Ok(Received::WouldBlock)
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -13,7 +13,7 @@ use log::trace;
 use mio::Token;
 use slab::Slab;
 
-use super::pause::Pause;
+use super::pause::{Pause, uninterrupted};
 use super::source::{Readiness, Source, shortest};
 
 /// Datagrams received from one socket in a turn before the others get theirs.
@@ -112,22 +112,19 @@ pub struct Outlet<'a, D> {
 impl<D: DatagramSocket> Outlet<'_, D> {
     /// Sends a datagram to where `envelope` came from.
     pub fn send(&mut self, bytes: &[u8], envelope: &Envelope) -> Sent {
-        loop {
-            match self.socket.send(bytes, envelope) {
-                Ok(()) => {
-                    self.counters.sent += 1;
-                    self.counters.sent_bytes += bytes.len() as u64;
-                    return Sent::Taken;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.counters.dropped += 1;
-                    return Sent::NoRoom;
-                }
-                Err(error) => {
-                    self.counters.failed += 1;
-                    return Sent::Failed(error);
-                }
+        match uninterrupted(|| self.socket.send(bytes, envelope)) {
+            Ok(()) => {
+                self.counters.sent += 1;
+                self.counters.sent_bytes += bytes.len() as u64;
+                Sent::Taken
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.counters.dropped += 1;
+                Sent::NoRoom
+            }
+            Err(error) => {
+                self.counters.failed += 1;
+                Sent::Failed(error)
             }
         }
     }
@@ -281,7 +278,7 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
             if !port.readable || port.pause.until().is_some() {
                 break;
             }
-            match outlet.socket.receive(&mut self.buffer) {
+            match uninterrupted(|| outlet.socket.receive(&mut self.buffer)) {
                 Ok((length, envelope)) => {
                     port.pause.succeeded();
                     port.pause.end_episode(|| "receiving datagrams goes on".to_owned());
@@ -293,7 +290,6 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
                     port.pause.succeeded();
                     port.readable = false;
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     trace!("token {}: receiving datagrams: {error}", token.0);
                     outlet.counters.receive_errors += 1;

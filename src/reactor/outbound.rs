@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 
 use super::connection::Stream;
+use super::pause::uninterrupted;
 
 /// A queue of bytes waiting for room in the socket's send buffer.
 ///
@@ -94,7 +95,7 @@ impl Outbound {
 pub(super) fn write(socket: &mut impl Stream, bytes: &[u8]) -> io::Result<Sent> {
     let mut taken = 0;
     while taken < bytes.len() {
-        match socket.write(&bytes[taken..]) {
+        match uninterrupted(|| socket.write(&bytes[taken..])) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(n) => {
                 taken += n;
@@ -102,7 +103,6 @@ pub(super) fn write(socket: &mut impl Stream, bytes: &[u8]) -> io::Result<Sent> 
                     break;
                 }
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
             Err(error) => return Err(error),
         }

@@ -4,6 +4,7 @@
 //! security module), or with an error that was not foreseen. Making it again at once would spin, and so would waiting for
 //! readiness that stays. So the caller pauses, for a time that doubles while the error lasts, and says so once.
 
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -15,8 +16,23 @@ pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Durat
 /// and go would fill the log.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
+/// Interrupted calls in a row that are made again.
+const MAX_INTERRUPTS: u32 = 100;
+
 /// Failures in a row that are taken for bad luck with single peers, before they become a pause.
 const MAX_FAILURES: u8 = 16;
+
+/// Makes a call again that a signal has interrupted. Not for ever, for a filter of system calls, or a debugger, may have it
+/// always say so: then that is an error like any other.
+pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..MAX_INTERRUPTS {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+    call()
+}
 
 /// The pauses of one caller.
 #[derive(Debug)]

@@ -155,8 +155,11 @@ impl<S: Stream> Protocol<S> for Http {
         }
         exchange.stage = Stage::Asking;
         exchange.head.extend_from_slice(bytes);
-        // One that waits for its answer already gets that, and no other.
-        if self.requests.iter().any(|(token, _)| *token == transport.token()) {
+        // One that waits for its answer already gets that, and no other; so that it does not wait for one, it is closed.
+        if let Some((_, request)) = self.requests.iter_mut().find(|(token, _)| *token == transport.token()) {
+            if let Some(keep) = request.keep() {
+                *keep = false;
+            }
             return;
         }
         let knows = |host: &str| !exchange.over_loopback || request::is_local(host, &self.hosts);
