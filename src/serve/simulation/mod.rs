@@ -1,0 +1,177 @@
+//! The whole service in a simulated network: scripted sockets, a scripted poll and a clock of its own.
+//!
+//! # The model
+//!
+//! A run is a *storm* of steps, in each of which the network does one thing (somebody connects, sends, reads, closes, asks
+//! over HTTP; a datagram comes; time passes; a call begins to fail and goes on failing), and then a *calm*, in which
+//! errors end and peers are willing: they read what there is, and close in the end. Between the steps the loop runs as it
+//! would: when the poll has something to tell, or when its sleep is over, and at no other time, so that who is forgotten is
+//! not saved by chance.
+//!
+//! The kernel is Linux's, as far as a loop can tell ([`kernel`]): an edge when bytes, an end or a reset arrive, and when a
+//! send buffer that was found full has a third of it free again; events that tell what is so when they are taken, and may
+//! be stale by the time they are seen; reads that end in front of urgent data, or where the peer's pieces do; errors that
+//! stay. It knows what is true, so that the laws can be checked after every turn:
+//!
+//! - *Sleep is a function of state*: either nothing can be done or the sleep is zero, and every deadline that follows
+//!   from what has happened is at or after its end.
+//! - What is echoed is what was read, nobody is closed without a reason, part of an answer is followed by a reset, memory
+//!   is bounded by one read, and who must not come in is not let in, while who may is.
+//! - The loop does not spin: turns in which nothing gets on are few in each second.
+//! - In the calm, whoever waits for something that is possible gets it within a second; in the end nobody is left.
+//!
+//! The options of the service, and how likely each action is, differ from run to run (swarm testing: A. Groce et al.,
+//! ISSTA 2012), so that some runs are all about resets and others have none.
+//!
+//! # A failure, and how to read it
+//!
+//! All choices of a run are on a [`tape`]. A seed that breaks a promise is made shorter until nothing can be left out, and
+//! told:
+//!
+//! ```text
+//! seed 17: connection 0 has bytes to read, and no edge will come     the promise that was broken
+//! options: max connections 12, ...                                   what the service was told to do
+//!   1. somebody connects to 0: connection 0, a piece at a time       a step: what the network did
+//!       accept at 0: connection 0                                    a system call of the service, and its answer
+//!       read 0: would block
+//!     turn, then sleeps None                                         a turn of its loop, and for how long it may sleep
+//!   2. connection 0 sends 1 (of 1)
+//! play it again: &[&[0], &[1], &[2]]                                 the tape, for `STORIES`
+//! ```
+//!
+//! `ECHOLOOP_SEED=17 cargo test simulat` plays a seed again. A story that has found a fault is kept in [`STORIES`].
+//!
+//! # Torture
+//!
+//! The same runs, with one call that fails: each call in turn, with each error that its man page lists, once and for as
+//! long as the storm lasts. Connections whose own calls failed may end; all other promises hold.
+
+mod kernel;
+mod tape;
+mod world;
+
+use std::env;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use kernel::{Call, Fault, Pattern, Tally};
+use rustix::io::Errno;
+use tape::{Failure, Steps, Tape, attempt, shrink};
+use world::World;
+
+/// Stories that have found a fault, as they were told.
+const STORIES: &[&[&[u32]]] = &[
+    // Two requests that are read in one turn: the second was forgotten, and its connection kept.
+    &[&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1], &[1, 1, 0, 1], &[11, 0, 0, 0, 0, 2], &[11]],
+];
+
+/// Runs one tape. Returns its account, and the tape as it was played.
+fn play(tape: Tape, pattern: &Rc<Pattern>, fault: Option<Fault>) -> (Result<Tally, Failure>, Steps) {
+    let mut world = World::new(tape, pattern, fault, false);
+    let result = attempt(|| world.run());
+    (result, world.steps())
+}
+
+/// Plays a story again, and tells it step by step.
+fn tell(steps: &[Vec<u32>], pattern: &Rc<Pattern>, fault: Option<Fault>) -> String {
+    let mut world = World::new(Tape::replay(steps), pattern, fault, true);
+    let _ = attempt(|| world.run());
+    let tape: Vec<_> = steps.iter().map(|step| format!("&{step:?}")).collect();
+    format!("{}\nplay it again: &[{}]", world.story().join("\n"), tape.join(", "))
+}
+
+/// A failing story, made shorter.
+fn shortest(steps: Steps, failure: &Failure, pattern: &Rc<Pattern>, fault: Option<Fault>) -> Steps {
+    shrink(steps, |steps| play(Tape::replay(steps), pattern, fault).0.is_err_and(|other| other.place == failure.place))
+}
+
+fn simulate(seed: u64, pattern: &Rc<Pattern>, fault: Option<Fault>, total: &mut Tally) {
+    match play(Tape::random(seed), pattern, fault) {
+        (Ok(tally), _) => total.add(&tally),
+        (Err(failure), steps) => {
+            let steps = shortest(steps, &failure, pattern, fault);
+            let (torture, fault) = (fault, fault.map(|fault| format!(", {fault:?}")).unwrap_or_default());
+            let story = tell(&steps, pattern, torture);
+            panic!("seed {seed}{fault}: {} ({})\n{story}", failure.message, failure.place);
+        }
+    }
+}
+
+#[test]
+fn simulated_networks_find_nothing_lost_and_nobody_stuck() {
+    let (pattern, mut total) = (Rc::new(Pattern::new()), Tally::default());
+    if let Ok(seed) = env::var("ECHOLOOP_SEED") {
+        return simulate(seed.parse().expect("ECHOLOOP_SEED is a number"), &pattern, None, &mut total);
+    }
+    for seed in 0..RUNS {
+        simulate(seed, &pattern, None, &mut total);
+    }
+    assert_eq!(total.rare(50), [""; 0], "{total:#?}");
+}
+
+/// Runs of the default test: a few seconds in a debug build.
+const RUNS: u64 = 1000;
+
+#[test]
+fn kept_stories_end_well() {
+    let pattern = Rc::new(Pattern::new());
+    for story in STORIES {
+        let steps: Steps = story.iter().map(|step| step.to_vec()).collect();
+        if let (Err(failure), _) = play(Tape::replay(&steps), &pattern, None) {
+            panic!("{} ({})\n{}", failure.message, failure.place, tell(&steps, &pattern, None));
+        }
+    }
+}
+
+/// A call that fails, of all that there are to choose from.
+fn faults() -> impl Iterator<Item = (Call, Errno, bool)> {
+    let calls = Call::ALL.into_iter().flat_map(|call| call.errnos().iter().map(move |&errno| (call, errno)));
+    calls
+        .flat_map(|(call, errno)| [(call, errno, false), (call, errno, true)])
+        // A kernel that always says that there is nothing is one where there is nothing.
+        .filter(|&(_, errno, for_ever)| errno != Errno::AGAIN || !for_ever)
+}
+
+/// Has one call of a seed's run fail, with each error, once and for ever.
+fn torture(seed: u64, pattern: &Rc<Pattern>, total: &mut Tally) {
+    let mut calm = World::new(Tape::random(seed), pattern, None, false);
+    if attempt(|| calm.run()).is_err() {
+        return simulate(seed, pattern, None, total); // it tells why
+    }
+    let calls = calm.calls();
+    for (number, (call, errno, for_ever)) in faults().enumerate() {
+        // Which of its calls, differs from error to error and from seed to seed.
+        let made = calls[call as usize];
+        if made > 0 {
+            let first = 1 + (seed * 7919 + number as u64 * 104_729) % made;
+            simulate(seed, pattern, Some(Fault { call, errno, first, for_ever }), total);
+        }
+    }
+}
+
+#[test]
+fn failing_calls_end_their_own_connection_alone() {
+    let (pattern, mut total) = (Rc::new(Pattern::new()), Tally::default());
+    (0..TORTURES).for_each(|seed| torture(seed, &pattern, &mut total));
+}
+
+const TORTURES: u64 = 4;
+
+/// Runs for `ECHOLOOP_SECONDS` (60), from seeds that differ each time.
+#[test]
+#[ignore = "runs for as long as it is told"]
+fn simulated_networks_for_as_long_as_is_asked() {
+    let seconds = env::var("ECHOLOOP_SECONDS").map_or(60, |text| text.parse().expect("ECHOLOOP_SECONDS is a number"));
+    let (began, first) = (Instant::now(), fastrand::u64(..u64::MAX / 2));
+    let (pattern, mut total) = (Rc::new(Pattern::new()), Tally::default());
+    for seed in first.. {
+        if began.elapsed() >= Duration::from_secs(seconds) {
+            break;
+        }
+        simulate(seed, &pattern, None, &mut total);
+        if seed % 100 == 0 {
+            torture(seed, &pattern, &mut total);
+        }
+    }
+    println!("{total:#?}");
+}
