@@ -526,7 +526,7 @@ impl World {
                 assert!(wakes_by(due, CLOSE_TIMEOUT / 20), "connection {number} may linger for ever");
             } else if wire.kind == Kind::Echo {
                 // One that is being closed has a deadline that is not known here.
-                let may_close = self.looks() && wire.owed() > 0;
+                let may_close = self.looks() && wire.owed() > 0 || self.stopped.is_some();
                 if let Some(timeout) = self.config.idle_timeout.filter(|_| !may_close) {
                     let due = wire.moved_at.expect("it was accepted") + timeout;
                     assert!(wakes_by(due, timeout / 20 + soon), "connection {number} may be idle for ever");
