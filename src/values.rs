@@ -4,9 +4,10 @@
 //! option and the input.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use ipnet::IpNet;
 
 use crate::reactor::address::{Address, AddressError};
@@ -27,79 +28,262 @@ const MAX_CONNECTIONS: u64 = 100_000_000;
 /// The largest count of messages: up to here JSON's numbers are exact in every language (RFC 8259, section 6).
 const MAX_MESSAGES: u64 = 1 << 53;
 
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let duration =
-        humantime::parse_duration(text).map_err(|error| format!("{error}: write it as in 250ms, 10s, 5m"))?;
-    if duration > LONGEST {
-        return Err("more than a year".to_owned());
+/// What the letters after a number mean. A k is 1000 everywhere, and a Ki 1024.
+const MULTIPLES: [(&str, u64); 3] = [("k", 1_000), ("M", 1_000_000), ("G", 1_000_000_000)];
+
+/// The nanoseconds of each unit of time, and its names.
+const TIMES: [(u64, &[&str]); 10] = [
+    (1, &["ns", "nsec", "nanos"]),
+    (1_000, &["us", "µs", "usec", "micros"]),
+    (1_000_000, &["ms", "msec", "millis"]),
+    (1_000_000_000, &["s", "sec", "secs", "second", "seconds"]),
+    (60_000_000_000, &["m", "min", "mins", "minute", "minutes"]),
+    (3_600_000_000_000, &["h", "hr", "hrs", "hour", "hours"]),
+    (86_400_000_000_000, &["d", "day", "days"]),
+    (604_800_000_000_000, &["w", "week", "weeks"]),
+    (2_630_016_000_000_000, &["month", "months"]),
+    (31_557_600_000_000_000, &["y", "yr", "year", "years"]),
+];
+
+/// A number as it is written: 10, 0.5, 1_000, 1e6. Its value is `digits` times ten to the power of `exponent`.
+#[derive(Debug, Clone, Copy)]
+struct Number {
+    digits: u128,
+    exponent: i32,
+}
+
+impl Number {
+    /// The number that `text` begins with, and what follows it: a unit, perhaps.
+    fn split(text: &str) -> Result<(Number, &str), String> {
+        if text.starts_with('-') {
+            return Err("it is negative".to_owned());
+        }
+        let (mut digits, mut decimals, mut exponent) = (0u128, None, 0i32);
+        let mut last = None;
+        let mut rest = text;
+        while let Some(next) = rest.chars().next() {
+            match next {
+                '0'..='9' => {
+                    let digit = u128::from(next as u32 - '0' as u32);
+                    let longer = digits.checked_mul(10).and_then(|digits| digits.checked_add(digit));
+                    digits = longer.ok_or("it has too many digits")?;
+                    decimals = decimals.map(|count: i32| count + 1);
+                }
+                '_' if last.is_some_and(|last: char| last.is_ascii_digit())
+                    && rest[1..].starts_with(|c: char| c.is_ascii_digit()) => {}
+                '.' if decimals.is_none() && rest[1..].starts_with(|c: char| c.is_ascii_digit()) => decimals = Some(0),
+                _ => break,
+            }
+            last = Some(next);
+            rest = &rest[next.len_utf8()..];
+        }
+        if last.is_none() {
+            return Err(if text.is_empty() { "it is empty" } else { "it does not begin with a number" }.to_owned());
+        }
+        if let Some(power) = rest.strip_prefix(['e', 'E']) {
+            let sign = usize::from(power.starts_with(['+', '-']));
+            let length = power[sign..].bytes().take_while(u8::is_ascii_digit).count();
+            if length > 0 {
+                exponent = power[..sign + length].parse().map_err(|_| "its exponent is too large")?;
+                rest = &power[sign + length..];
+            }
+        }
+        let exponent = exponent.checked_sub(decimals.unwrap_or(0)).ok_or("its exponent is too large")?;
+        Ok((Number { digits, exponent }, rest))
     }
-    Ok(duration)
+
+    /// The number `text`, and what its unit stands for.
+    fn with_unit(text: &str, unit: impl Fn(&str) -> Option<u64>) -> Result<(Number, u64), String> {
+        let (number, rest) = Number::split(text.trim())?;
+        let rest = rest.trim_start();
+        let factor = if rest.is_empty() { Some(1) } else { unit(rest) };
+        Ok((number, factor.ok_or_else(|| format!("{rest:?} is no unit of it"))?))
+    }
+
+    /// This many times `factor`, and whether that is a whole number; a fraction of one is cut off. `None` if it is more
+    /// than can be.
+    fn times(self, factor: u64) -> Option<(u128, bool)> {
+        if self.digits == 0 {
+            return Some((0, true));
+        }
+        let product = self.digits.checked_mul(factor.into())?;
+        match (10u128.checked_pow(self.exponent.unsigned_abs()), self.exponent < 0) {
+            (Some(power), false) => Some((product.checked_mul(power)?, true)),
+            (None, false) => None,
+            (Some(power), true) => Some((product / power, product.is_multiple_of(power))),
+            (None, true) => Some((0, false)),
+        }
+    }
+
+    fn as_f64(self, factor: u64) -> f64 {
+        // Only the whole of it is rounded, as the compiler would.
+        let number = format!("{}e{}", self.digits, self.exponent).parse().unwrap_or(f64::INFINITY);
+        match factor {
+            1 => number,
+            factor => format!("{}e{}", self.digits, i64::from(self.exponent) + i64::from(factor.ilog10()))
+                .parse()
+                .unwrap_or(f64::INFINITY),
+        }
+    }
+}
+
+fn multiple(unit: &str) -> Option<u64> {
+    let unit = if unit == "K" { "k" } else { unit };
+    MULTIPLES.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor)
+}
+
+/// The bytes of units such as B, k, kB, KiB, Ki, M, MB, MiB, up to EiB.
+fn bytes(unit: &str) -> Option<u64> {
+    let unit = unit.to_ascii_lowercase();
+    let unit = unit.strip_suffix('b').unwrap_or(&unit);
+    let (letter, base) = match unit.strip_suffix('i') {
+        Some(letter) => (letter, 1024u64),
+        None => (unit, 1000),
+    };
+    let power = match letter {
+        "" if base == 1000 => 0,
+        letter => ["k", "m", "g", "t", "p", "e"].iter().position(|it| *it == letter)? as u32 + 1,
+    };
+    base.checked_pow(power)
+}
+
+fn with_example(error: impl std::fmt::Display, examples: &str) -> String {
+    format!("{error}: write it as in {examples}")
+}
+
+/// A number that need not be whole, such as 0.5, 50k or 1e6.
+pub(crate) fn number(text: &str) -> Result<f64, String> {
+    let (number, factor) = Number::with_unit(text, multiple)?;
+    Ok(number.as_f64(factor))
+}
+
+/// Nanoseconds: the sum of all its parts, as in 1m 30s. Zero needs no unit.
+pub(crate) fn nanoseconds(text: &str) -> Result<u128, String> {
+    let mut rest = text.trim();
+    let mut sum = 0u128;
+    loop {
+        let (number, after) = Number::split(rest)?;
+        let after = after.trim_start();
+        let length = after.find(|c: char| !c.is_alphabetic()).unwrap_or(after.len());
+        let unit = &after[..length];
+        let found = TIMES.iter().find(|(_, names)| names.contains(&unit)).map(|(factor, _)| *factor);
+        let factor = match found {
+            Some(factor) => factor,
+            None if unit.is_empty() && number.digits == 0 => 1,
+            None if unit.is_empty() => return Err("it has no unit of time".to_owned()),
+            None => return Err(format!("{unit:?} is no unit of time")),
+        };
+        let part = number.times(factor).and_then(|(nanoseconds, _)| sum.checked_add(nanoseconds));
+        sum = part.ok_or("it is too long")?;
+        rest = after[length..].trim_start();
+        if rest.is_empty() {
+            return Ok(sum);
+        }
+    }
+}
+
+/// A time such as 250ms, 10s, 1.5h or 1m 30s.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let nanoseconds = nanoseconds(text).map_err(|error| with_example(error, "250ms, 10s, 5m"))?;
+    if nanoseconds > LONGEST.as_nanos() {
+        return Err("more than a year: write it as in 250ms, 10s, 5m".to_owned());
+    }
+    Ok(Duration::from_nanos(nanoseconds as u64))
 }
 
 pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        Duration::ZERO => Err("it must be more than nothing".to_owned()),
+        Duration::ZERO => Err("it must be more than nothing: write it as in 250ms, 10s, 5m".to_owned()),
         duration => Ok(duration),
     }
 }
 
+/// Bytes, such as 4096, 64KiB or 10k. What is more than `most` is refused, as more than `named`.
+fn size(text: &str, most: u64, named: &str, examples: &str) -> Result<u64, String> {
+    let (number, factor) = Number::with_unit(text, bytes).map_err(|error| with_example(error, examples))?;
+    match number.times(factor) {
+        Some((size, _)) if size <= most.into() => Ok(size as u64),
+        _ => Err(with_example(format_args!("more than {named}"), examples)),
+    }
+}
+
+/// Any number of bytes.
+pub(crate) fn any_size(text: &str) -> Result<u64, String> {
+    size(text, MAX_MESSAGES, "8 PiB", "0, 4096, 64KiB")
+}
+
 pub(crate) fn buffer_size(text: &str) -> Result<usize, String> {
-    let size: ByteSize = text.parse().map_err(|error| format!("{error}: write it as in 4096, 64KiB, 1MiB"))?;
-    match size.as_u64() {
-        0 => Err("it must be more than nothing".to_owned()),
-        // SO_SNDBUF and SO_RCVBUF are C ints, and the kernel doubles them (socket(7)).
-        bytes if bytes > i32::MAX as u64 / 2 => Err("more than 1 GiB".to_owned()),
+    // SO_SNDBUF and SO_RCVBUF are C ints, and the kernel doubles them (socket(7)).
+    match size(text, i32::MAX as u64 / 2, "1 GiB", "4096, 64KiB, 1MiB")? {
+        0 => Err("it must be more than nothing: write it as in 4096, 64KiB, 1MiB".to_owned()),
         bytes => Ok(bytes as usize),
     }
 }
 
 pub(crate) fn message_size(text: &str) -> Result<(u64, u64), String> {
-    let size = |text: &str| -> Result<u64, String> {
-        let size: ByteSize = text.parse().map_err(|error| format!("{error}: write it as in 64, 16KiB, 1..4KiB"))?;
-        match size.as_u64() {
-            0 => Err("a message has at least one byte".to_owned()),
-            bytes if bytes > LARGEST => Err("more than 1 GiB".to_owned()),
-            bytes => Ok(bytes),
-        }
+    let size = |text: &str| match size(text, LARGEST, "1 GiB", "64, 16KiB, 1..4KiB")? {
+        0 => Err("a message has at least one byte: write it as in 64, 16KiB, 1..4KiB".to_owned()),
+        bytes => Ok(bytes),
     };
     let (smallest, largest) = text.split_once("..").unwrap_or((text, text));
     match (size(smallest)?, size(largest)?) {
-        (smallest, largest) if smallest > largest => Err(format!("{smallest} is more than {largest}")),
+        (smallest, largest) if smallest > largest => {
+            Err(format!("{smallest} is more than {largest}: write the smaller one first, as in 1..4KiB"))
+        }
         sizes => Ok(sizes),
     }
 }
 
 pub(crate) fn positive_rate(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(rate) if (SLOWEST..=1e9).contains(&rate) => Ok(rate),
-        Ok(_) => Err("it must be at least 0.001 and at most 1e9 per second".to_owned()),
-        Err(error) => Err(format!("{error}: write it as in 50000, 0.5, 1e6")),
+    match number(text).map_err(|error| with_example(error, "50000, 50k, 0.5, 1e6"))? {
+        rate if (SLOWEST..=1e9).contains(&rate) => Ok(rate),
+        _ => Err("it must be at least 0.001 and at most 1e9 per second: write it as in 50000, 50k".to_owned()),
+    }
+}
+
+/// Whole numbers within these bounds, such as 10, 50k, 1e6 or 1_000_000.
+pub(crate) fn whole<T: TryFrom<u64>>(bounds: RangeInclusive<u64>) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let (least, most) = (*bounds.start(), *bounds.end());
+        let example = [10_000, 1000, 64, 10].into_iter().find(|it| bounds.contains(it)).unwrap_or(least);
+        let examples = if most >= 1_000_000 { format!("{example}, 50k, 1e6") } else { example.to_string() };
+        let (number, factor) = Number::with_unit(text, multiple).map_err(|error| with_example(error, &examples))?;
+        let found = match number.times(factor) {
+            Some((_, false)) => return Err(with_example("it is not a whole number", &examples)),
+            Some((number, true)) => u64::try_from(number).ok().filter(|it| bounds.contains(it)),
+            None => None,
+        };
+        found.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match number.digits {
+            0 => format!("it must be at least {least}"),
+            _ => format!("it must be from {least} to {most}"),
+        })
     }
 }
 
 pub(crate) fn connections(text: &str) -> Result<usize, String> {
-    match text.parse::<u64>() {
-        Ok(number) if number <= MAX_CONNECTIONS => Ok(number as usize),
-        Ok(_) => Err(format!("more than {MAX_CONNECTIONS}")),
-        Err(error) => Err(format!("{error}")),
-    }
+    whole(0..=MAX_CONNECTIONS)(text)
 }
 
 pub(crate) fn messages(text: &str) -> Result<u64, String> {
-    match text.parse() {
-        Ok(0) => Err("it must be at least 1".to_owned()),
-        Ok(number) if number <= MAX_MESSAGES => Ok(number),
-        Ok(_) => Err(format!("more than {MAX_MESSAGES}")),
-        Err(error) => Err(format!("{error}")),
-    }
+    whole(1..=MAX_MESSAGES)(text)
 }
 
 pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("it must be at least 1".to_owned()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(format!("{error}")),
-    }
+    whole(1..=usize::MAX as u64)(text)
+}
+
+/// So many in each second.
+pub(crate) fn per_second(text: &str) -> Result<NonZeroU32, String> {
+    let rate = whole::<u32>(1..=u32::MAX.into())(text)?;
+    NonZeroU32::new(rate).ok_or_else(|| "it must be at least 1".to_owned())
+}
+
+/// Messages in flight.
+pub(crate) fn depth(text: &str) -> Result<u64, String> {
+    whole(1..=65536)(text).map_err(|error| match duration(text) {
+        Ok(time) if !time.is_zero() => format!("it is a number of messages in flight; how long is -t {text}"),
+        _ => error,
+    })
 }
 
 /// A network, or a single address; of IPv4 addresses that are written as IPv6 ones, the IPv4 network.
@@ -116,9 +300,7 @@ pub(crate) fn network(text: &str) -> Result<IpNet, String> {
 }
 
 pub(crate) fn http_address(text: &str) -> Result<Address, String> {
-    let is_port = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let address = if is_port { format!("127.0.0.1:{text}").parse() } else { text.parse() };
-    match address.map_err(|error: AddressError| error.to_string())? {
+    match text.parse().map_err(|error: AddressError| error.to_string())? {
         Address::Udp(_) => Err("HTTP is not spoken over UDP here".to_owned()),
         address => Ok(address),
     }
@@ -151,7 +333,20 @@ mod tests {
     fn units_are_understood() {
         assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
         assert_eq!(buffer_size("64KiB"), Ok(65536));
+        assert_eq!(duration("1.5h"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("1e3 ms"), Ok(Duration::from_secs(1)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
         assert_eq!(buffer_size("4096"), Ok(4096));
+        assert_eq!(buffer_size("1.5k"), Ok(1500));
+        for (text, count) in [("1k", 1000), ("1e3", 1000), ("1_000", 1000), ("50k", 50_000), ("0.5M", 500_000)] {
+            assert_eq!(messages(text), Ok(count), "{text}");
+            assert_eq!(positive_rate(text), Ok(count as f64), "{text}");
+            assert_eq!(message_size(text), Ok((count, count)), "{text}");
+        }
+        for mistake in ["", "-1", "+1", "1__0", "_1", "1_", "1.", ".5", "1.5", "0x10", "inf", "NaN", "1e99", "1,000"] {
+            assert!(messages(mistake).is_err(), "{mistake}");
+        }
+        assert!(depth("10s").unwrap_err().contains("-t 10s"));
     }
 
     #[test]
@@ -168,7 +363,7 @@ mod tests {
         for (text, address) in [("9090", "127.0.0.1:9090"), ("[::]:80", "[::]:80"), ("unix:/x", "unix:/x")] {
             assert_eq!(http_address(text).unwrap().to_string(), address);
         }
-        for mistake in ["", "99999", "udp:127.0.0.1:80", "localhost"] {
+        for mistake in ["", "99999", ":80", "http://127.0.0.1:80", "udp:127.0.0.1:80", "localhost"] {
             assert!(http_address(mistake).is_err(), "{mistake}");
         }
     }
@@ -192,7 +387,29 @@ mod tests {
         }
 
         #[test]
-        fn rates_print_back_to_the_same(text in "[0-9.]{1,12}(e-?[0-9]{1,2})?") {
+        fn one_number_means_the_same_in_every_option(text in "[0-9]{1,3}(_[0-9]{1,3})?(\\.[0-9]{1,4})?(e[0-3])?[kM]?") {
+            let rate = number(&text).unwrap();
+            if let Ok(count) = whole::<u64>(0..=MAX_MESSAGES)(&text) {
+                prop_assert_eq!(count as f64, rate, "{}", text);
+                prop_assert_eq!(any_size(&text), Ok(count));
+                prop_assert_eq!(whole(0..=MAX_MESSAGES)(&count.to_string()), Ok(count));
+            } else {
+                prop_assert!(rate.fract() != 0.0, "{}", text);
+            }
+        }
+
+        #[test]
+        fn refusals_of_values_say_how_to_write_them(text in "\\PC*|-[0-9]{1,4}(s|k)?|[0-9]{1,4} ?[a-z]{1,3}") {
+            for refusal in [
+                duration(&text).err(), buffer_size(&text).err(), message_size(&text).err(), positive_rate(&text).err(),
+                messages(&text).err(), connections(&text).err(),
+            ].into_iter().flatten() {
+                prop_assert!(refusal.contains("as in ") || refusal.starts_with("it must be "), "{}: {}", text, refusal);
+            }
+        }
+
+        #[test]
+        fn rates_print_back_to_the_same(text in "[0-9.]{1,12}(e-?[0-9]{1,2})?k?") {
             if let Ok(parsed) = positive_rate(&text) {
                 prop_assert_eq!(positive_rate(&parsed.to_string()), Ok(parsed));
             }

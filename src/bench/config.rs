@@ -41,7 +41,7 @@ pub struct Config {
     pub size: (u64, u64),
 
     /// Messages in flight on each connection; datagrams: 64 at most
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536),
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = values::depth,
           conflicts_with = "rate")]
     pub depth: u64,
 
@@ -73,7 +73,7 @@ pub struct Config {
     pub find_rate: Option<Criterion>,
 
     /// Close a connection after N messages, and open another
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = values::messages)]
     pub reconnect: Option<u64>,
 
     /// Local addresses to dial from, in turn, such as 127.0.0.1-127.0.0.9: for more connections than one address has
@@ -99,7 +99,7 @@ pub struct Config {
     pub timeout: Duration,
 
     /// What sizes and bytes are made from: the same seed makes the same
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::whole::<u64>(0..=u64::MAX))]
     pub seed: u64,
 
     /// Before sleeping in the poll, spin for up to DUR, such as 50us: finer times, for a busy core
@@ -108,7 +108,7 @@ pub struct Config {
 
     /// Watch the server's process, with its threads and its children (on this machine, on Linux): its processor time per
     /// message, its memory per connection
-    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long, value_name = "PID", value_parser = values::whole::<i32>(1..=i32::MAX as u64))]
     pub watch_pid: Option<i32>,
 
     /// What to call this run in reports; by default the address

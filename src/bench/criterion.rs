@@ -10,6 +10,7 @@ use super::Run;
 use super::config::Config;
 use super::latency::{Distribution, micros, show_at_least, show_micros};
 use crate::reactor::address::Address;
+use crate::values;
 
 /// A comparison of a run's figure with a value.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,13 +125,13 @@ impl Figure {
 
     fn parse_value(self, text: &str) -> Result<f64, String> {
         if self.is_time() {
-            let time = humantime::parse_duration(text)
+            let time = values::nanoseconds(text)
                 .map_err(|error| format!("{text:?} is no time: {error}: write it as in 250us, 5ms, 1s"))?;
-            return Ok(time.as_nanos() as f64 / 1000.0);
+            return Ok(time as f64 / 1000.0);
         }
-        match text.parse::<f64>() {
+        match values::number(text) {
             Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
-            _ => Err(format!("{text:?} is no number: write it as in 100000, 0.5")),
+            _ => Err(format!("{text:?} is no number: write it as in 100000, 100k, 0.5")),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Addresses as users write them: `HOST:PORT`, `tcp:HOST:PORT`, `udp:HOST:PORT`, `unix:PATH`, and on Linux `unix:@NAME`.
+//! Addresses as users write them: `HOST:PORT`, `PORT` on 127.0.0.1, `tcp:HOST:PORT`, `udp:HOST:PORT`, `unix:PATH`, and on Linux `unix:@NAME`.
 //!
 //! Parsing is kept apart from resolving: what cannot be an address is a mistake on the command line, and a name that
 //! does not resolve is a failure at run time.
@@ -51,8 +51,12 @@ pub enum Endpoint {
 pub enum AddressError {
     /// There is no port, or what stands there is not a number from 0 to 65535.
     Port(String),
-    /// There is nothing before the port.
-    NoHost,
+    /// There is nothing before this port.
+    NoHost(String),
+    /// It is a URL; the address in it is this.
+    Url(String),
+    /// These are several addresses.
+    List,
     /// An IPv6 address without its brackets, or brackets around something else.
     Brackets,
     /// A character that is in no host name.
@@ -65,14 +69,22 @@ impl fmt::Display for AddressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AddressError::Port(port) if port.is_empty() => {
-                write!(f, "it has no port: write HOST:PORT, as in {DEFAULT}, or unix:PATH")
+                write!(f, "it has no port: write HOST:PORT, as in {DEFAULT}, 7777 for short, or unix:PATH")
             }
-            AddressError::Port(port) => write!(f, "{port:?} is not a port: a number from 0 to 65535"),
-            AddressError::NoHost => {
-                write!(f, "it has no host: 127.0.0.1 is this machine alone, 0.0.0.0 and [::] are all its addresses")
+            AddressError::Port(port) => {
+                write!(f, "{port:?} is not a port: a number from 0 to 65535, as in {DEFAULT}")
+            }
+            AddressError::NoHost(port) => write!(
+                f,
+                "it has no host: 127.0.0.1:{port} is this machine alone; 0.0.0.0:{port} and [::]:{port} are all its \
+                 addresses, to listen on"
+            ),
+            AddressError::Url(address) => write!(f, "it is a URL: write {address}"),
+            AddressError::List => {
+                write!(f, "these are several addresses: write each as an argument of its own, as in a:1 b:2")
             }
             AddressError::Brackets => write!(f, "an IPv6 address goes into brackets, as in [::1]:7777"),
-            AddressError::Host(host) => write!(f, "{host:?} is not a host name"),
+            AddressError::Host(host) => write!(f, "{host:?} is not a host name: write HOST:PORT, as in {DEFAULT}"),
             AddressError::Path(cause) => write!(f, "it cannot be a socket file: {cause}"),
         }
     }
@@ -86,6 +98,26 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         if let Some(path) = text.strip_prefix("unix:") {
             return unix(path).map_err(AddressError::Path);
+        }
+        if let Some((scheme, rest)) = text.split_once("://") {
+            let host = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+            let host = host.rsplit_once('@').map_or(host, |(_user, host)| host);
+            let prefix = if scheme == "udp" { "udp:" } else { "" };
+            let address = match host.parse::<Host>() {
+                Ok(host) => format!("{prefix}{host}"),
+                Err(AddressError::Port(port)) if port.is_empty() && !host.is_empty() => {
+                    let port = if scheme == "https" {
+                        443
+                    } else if scheme == "http" {
+                        80
+                    } else {
+                        7777
+                    };
+                    format!("{prefix}{host}:{port}")
+                }
+                Err(_) => format!("{prefix}HOST:PORT, as in {prefix}{DEFAULT}"),
+            };
+            return Err(AddressError::Url(address));
         }
         match text.strip_prefix("udp:") {
             Some(host) => host.parse().map(Address::Udp),
@@ -118,7 +150,16 @@ fn unix(path: &str) -> Result<Address, String> {
 impl FromStr for Host {
     type Err = AddressError;
 
+    /// `HOST:PORT`, or a port alone, which is on 127.0.0.1.
     fn from_str(text: &str) -> Result<Self, AddressError> {
+        let is_port = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if is_port {
+            let port = text.parse().map_err(|_| AddressError::Port(text.to_owned()))?;
+            return Ok(Host { host: "127.0.0.1".to_owned(), port });
+        }
+        if text.contains(',') {
+            return Err(AddressError::List);
+        }
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, rest) = rest.split_once(']').ok_or(AddressError::Brackets)?;
@@ -138,7 +179,7 @@ impl FromStr for Host {
             }
         };
         if host.is_empty() {
-            return Err(AddressError::NoHost);
+            return Err(AddressError::NoHost(port.to_owned()));
         }
         if host.chars().any(|c| c.is_whitespace() || c.is_control() || "/[]@,".contains(c)) {
             return Err(AddressError::Host(host.to_owned()));
@@ -247,15 +288,20 @@ mod tests {
         assert_eq!(error("localhost:http"), AddressError::Port("http".into()));
         assert_eq!(error("localhost:65536"), AddressError::Port("65536".into()));
         assert_eq!(error("localhost:+1"), AddressError::Port("+1".into()));
-        assert_eq!(error(":7777"), AddressError::NoHost);
+        assert_eq!(error(":7777"), AddressError::NoHost("7777".into()));
         assert_eq!(error("::1"), AddressError::Brackets);
         assert_eq!(error("::1:7777"), AddressError::Brackets);
         assert_eq!(error("[::1"), AddressError::Brackets);
         assert_eq!(error("[localhost]:1"), AddressError::Brackets);
         assert_eq!(error("[::1]"), AddressError::Port(String::new()));
-        assert_eq!(error("http://localhost:80"), AddressError::Brackets);
+        assert_eq!(error("http://localhost:80/x?y"), AddressError::Url("localhost:80".into()));
+        assert_eq!(error("http://localhost"), AddressError::Url("localhost:80".into()));
+        assert_eq!(error("tcp://[::1]:7"), AddressError::Url("[::1]:7".into()));
+        assert_eq!(error("udp://localhost:7"), AddressError::Url("udp:localhost:7".into()));
+        assert_eq!(error("a:1,b:2"), AddressError::List);
+        assert_eq!(error("65536"), AddressError::Port("65536".into()));
         assert_eq!(error("a b:80"), AddressError::Host("a b".into()));
-        assert_eq!(error("udp:7"), AddressError::Port(String::new()));
+        assert_eq!(error("udp:"), AddressError::Port(String::new()));
         assert_eq!(error("tcp:udp:x"), AddressError::Port("x".into()));
         assert!(matches!(error("unix:"), AddressError::Path(_)));
         for path in ["@", "a\0b"] {
@@ -277,6 +323,8 @@ mod tests {
         assert_eq!(parse("tcp:localhost:1"), parse("localhost:1"));
         assert_ne!(parse("udp:localhost:1"), parse("localhost:1"));
         assert_eq!(parse("tcp:unix:1").to_string(), "tcp:unix:1", "a host called unix");
+        assert_eq!(parse("7777"), parse("127.0.0.1:7777"));
+        assert_eq!(parse("udp:7"), parse("udp:127.0.0.1:7"));
         assert_eq!(parse("unix:1"), Address::Unix("1".into()), "a file called 1");
     }
 

@@ -30,7 +30,7 @@ pub struct SocketOptions {
     /// Connections that the kernel keeps until they are accepted. A short backlog makes bursts of connects crawl: what
     /// does not fit is dropped, and tries again after a second
     #[cfg_attr(feature = "cli", arg(long, value_name = "N", default_value_t = SocketOptions::default().backlog,
-        value_parser = clap::value_parser!(u32).range(1..)))]
+        value_parser = crate::values::whole::<u32>(1..=u32::MAX.into())))]
     pub backlog: u32,
 
     /// Receive buffer of each connection in the kernel, such as 64KiB (SO_RCVBUF); by default the kernel tunes it

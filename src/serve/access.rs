@@ -53,15 +53,15 @@ pub struct AccessOptions {
 
     /// IPv6 addresses whose first BITS are the same count as one client, for --max-per-source and --datagram-rate: a host
     /// has a whole /64 to choose from
-    #[arg(long, value_name = "BITS", default_value_t = 64, value_parser = clap::value_parser!(u8).range(0..=128))]
+    #[arg(long, value_name = "BITS", default_value_t = 64, value_parser = values::whole::<u8>(0..=128))]
     pub ipv6_prefix: u8,
 
     /// Accept at most R connections in any second, and reject further ones
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = values::per_second)]
     pub accept_rate: Option<NonZeroU32>,
 
     /// Answer at most R datagrams in any second to one client
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = values::per_second)]
     pub datagram_rate: Option<NonZeroU32>,
 
     /// Each connection begins with a PROXY header, version 1 or 2, in which a balancer tells the client's address, for

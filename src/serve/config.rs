@@ -44,11 +44,11 @@ pub struct Config {
     pub terminator: Option<String>,
 
     /// Close a connection after echoing N messages; the rest of what was read with the last one is not echoed
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = values::messages)]
     pub message_limit: Option<u64>,
 
     /// Stop listening after N connections, and exit 0 when the last has closed
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = values::messages)]
     pub accept_limit: Option<u64>,
 
     /// One connection, one message: --accept-limit 1 --message-limit 1

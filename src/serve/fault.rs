@@ -16,7 +16,6 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use bytesize::ByteSize;
 use fastrand::Rng;
 use log::debug;
 use mio::Token;
@@ -180,7 +179,7 @@ impl FromStr for Fault {
         let (name, value) = spec.split_once('=').map_or((spec, None), |(name, value)| (name, Some(value)));
         let value_of = |example: &str| value.ok_or_else(|| format!("{name} needs a value: write {name}={example}"));
         let share_of = |kind: fn(f64) -> Kind| probability(value.unwrap_or("1")).map(kind);
-        let after = |then| Ok::<_, String>(Kind::After { bytes: size(value_of("64KiB")?)?, then });
+        let after = |then| Ok::<_, String>(Kind::After { bytes: values::any_size(value_of("64KiB")?)?, then });
         let kind = match name {
             "delay" => Kind::Delay(delay(value_of("5ms..50ms")?)?),
             "chunk" => chunk(value_of("1..100")?)?,
@@ -232,11 +231,6 @@ fn probability(text: &str) -> Result<f64, String> {
         None => text.parse(),
     };
     number.ok().filter(|it| (0.0..=1.0).contains(it)).ok_or("write a part of the whole as in 0.01 or 1%".to_owned())
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    let size: ByteSize = text.parse().map_err(|error| format!("{error}: write it as in 0, 4096, 64KiB"))?;
-    Ok(size.as_u64())
 }
 
 fn delay(text: &str) -> Result<Delay, String> {
