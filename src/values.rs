@@ -8,10 +8,7 @@ use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
-use crate::reactor::address::{Address, AddressError};
-use crate::serve::canonical;
+use ipnet::{IpNet, Ipv4Net};
 
 /// The longest duration taken: longer ones are a slip of the pen, and overflow sums with the clock's time.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -299,13 +296,6 @@ pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     }
 }
 
-pub(crate) fn http_address(text: &str) -> Result<Address, String> {
-    match text.parse().map_err(|error: AddressError| error.to_string())? {
-        Address::Udp(_) => Err("HTTP is not spoken over UDP here".to_owned()),
-        address => Ok(address),
-    }
-}
-
 pub(crate) fn word(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("an empty message is no word".to_owned());
@@ -322,6 +312,21 @@ pub(crate) fn expectation(text: &str) -> Result<String, String> {
         return Err("an empty text is everywhere".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// A network of IPv4 addresses in the clothes of IPv6 ones (RFC 4291, 2.5.5.2) as the IPv4 network that it is.
+pub(crate) fn canonical(network: IpNet) -> IpNet {
+    match (network, network.network().to_canonical()) {
+        (IpNet::V6(mapped), IpAddr::V4(network)) if mapped.prefix_len() >= 96 => {
+            Ipv4Net::new(network, mapped.prefix_len() - 96).map_or(IpNet::V6(mapped), IpNet::V4)
+        }
+        _ => network,
+    }
+}
+
+/// An amount of bytes, as people read it.
+pub(crate) fn show_bytes(bytes: u64) -> impl std::fmt::Display {
+    bytesize::ByteSize(bytes).display().iec()
 }
 
 #[cfg(test)]
@@ -350,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_and_http_addresses_are_understood() {
+    fn networks_are_understood() {
         for (text, network_of) in [
             ("10.0.0.0/8", "10.0.0.0/8"),
             ("192.0.2.1", "192.0.2.1/32"),
@@ -359,12 +364,6 @@ mod tests {
             ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
         ] {
             assert_eq!(network(text).unwrap().to_string(), network_of);
-        }
-        for (text, address) in [("9090", "127.0.0.1:9090"), ("[::]:80", "[::]:80"), ("unix:/x", "unix:/x")] {
-            assert_eq!(http_address(text).unwrap().to_string(), address);
-        }
-        for mistake in ["", "99999", ":80", "http://127.0.0.1:80", "udp:127.0.0.1:80", "localhost"] {
-            assert!(http_address(mistake).is_err(), "{mistake}");
         }
     }
 

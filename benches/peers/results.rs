@@ -9,8 +9,6 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
-use crate::chart;
-
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const BEGIN: &str = "<!-- the table of `cargo bench --bench peers -- docs` begins -->\n";
 const END: &str = "<!-- the table ends -->\n";
@@ -268,14 +266,12 @@ impl Results {
         text
     }
 
-    /// Puts the table into docs/performance.md, and the picture beside it.
-    pub fn write_docs(&self) -> anyhow::Result<()> {
+    /// Puts the table into docs/performance.md.
+    pub fn write_table(&self) -> anyhow::Result<()> {
         let path = Path::new(ROOT).join("docs/performance.md");
         let page = fs::read_to_string(&path)?;
         let (before, rest) = page.split_once(BEGIN).context("docs/performance.md has no place for the table")?;
         let (_, after) = rest.split_once(END).context("docs/performance.md has no end of the table")?;
-        fs::write(&path, format!("{before}{BEGIN}\n{}\n{END}{after}", self.markdown()))?;
-        let picture = Path::new(ROOT).join("docs/peers.svg");
-        Ok(fs::write(&picture, chart::draw(self)?)?)
+        Ok(fs::write(&path, format!("{before}{BEGIN}\n{}\n{END}{after}", self.markdown()))?)
     }
 }

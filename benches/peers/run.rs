@@ -17,7 +17,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::{Domain, Socket, Type};
 
 use crate::results::{Figures, Outcome, Peer as PeerResult, Results, Scenario as ScenarioResult};
-use crate::{blocking, epoll, io_uring, tokio_tasks};
+use crate::{blocking, chart, epoll, io_uring, tokio_tasks};
 
 const ECHOLOOP: &str = env!("CARGO_BIN_EXE_echoloop");
 const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers");
@@ -203,7 +203,11 @@ pub fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match &cli.command {
         None => compare(&cli),
-        Some(Action::Docs { file }) => Results::read(file)?.write_docs(),
+        Some(Action::Docs { file }) => {
+            let results = Results::read(file)?;
+            results.write_table()?;
+            Ok(fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/peers.svg"), chart::draw(&results)?)?)
+        }
         Some(Action::Serve { name }) => serve(name),
         Some(Action::Pin { core, command }) => pin(*core, command),
     }

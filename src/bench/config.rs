@@ -117,6 +117,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Refuses a criterion that can never be under this configuration.
+    pub fn check_criterion(&self, criterion: &Criterion) -> Result<(), String> {
+        criterion.check(matches!(self.address, Address::Udp(_)), self.is_open_loop(), self.connections)
+    }
+
     /// Refuses options that mean nothing together, or under which nothing can be due.
     ///
     /// # Errors
@@ -140,7 +145,7 @@ impl Config {
         }
         if let Some(criterion) = &self.find_rate {
             criterion.check_search()?;
-            criterion.check(self).map_err(|text| format!("--find-rate {criterion}: {text}"))?;
+            self.check_criterion(criterion).map_err(|text| format!("--find-rate {criterion}: {text}"))?;
         }
         if let Some((rate, duration)) = self.rate.filter(|_| self.find_rate.is_none()).zip(self.length()) {
             let schedule = Schedule::new(0, rate);

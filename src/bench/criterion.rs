@@ -7,9 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::Run;
-use super::config::Config;
 use super::latency::{Distribution, micros, show_at_least, show_micros};
-use crate::reactor::address::Address;
 use crate::values;
 
 /// A comparison of a run's figure with a value.
@@ -287,19 +285,17 @@ impl Criterion {
         }
     }
 
-    /// Refuses what can never be under this configuration.
-    pub fn check(&self, config: &Config) -> Result<(), String> {
+    /// Refuses what can never be over these connections.
+    pub fn check(&self, datagrams: bool, open_loop: bool, connections: usize) -> Result<(), String> {
         match self.figure {
-            Figure::Lost if !matches!(config.address, Address::Udp(_)) => {
+            Figure::Lost if !datagrams => {
                 Err("only datagrams are lost (udp:HOST:PORT); a stream that fails is an error (errors>0)".to_owned())
             }
-            Figure::Missed if !config.is_open_loop() => {
+            Figure::Missed if !open_loop => {
                 Err("only an open loop can miss messages, for in a closed loop none is due before its time (--rate)"
                     .to_owned())
             }
-            _ if self.figure.is_time() && config.connections == 0 => {
-                Err("there are no messages to time with -c 0".to_owned())
-            }
+            _ if self.figure.is_time() && connections == 0 => Err("there are no messages to time with -c 0".to_owned()),
             _ => Ok(()),
         }
     }

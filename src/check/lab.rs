@@ -12,7 +12,7 @@ use anyhow::Context;
 use log::debug;
 use mio::Token;
 
-use super::verdict::{Finding, Outcome, Trouble};
+use super::verdict::{Finding, Outcome, Stop, Trouble};
 use crate::reactor::address::Endpoint;
 use crate::reactor::socket::Socket;
 use crate::reactor::{
@@ -184,15 +184,6 @@ impl DatagramProtocol<UdpPort> for Catcher {
     fn failed(&mut self, _: &mut Outlet<'_, UdpPort>, error: &io::Error) {
         self.error = Some(error.to_string());
     }
-}
-
-/// Why waiting came to an end before what was waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// A signal asks for the end.
-    Signal(i32),
-    /// The time for the whole check is over.
-    Time,
 }
 
 /// The poll, our connections, and what is known of the service so far.

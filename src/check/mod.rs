@@ -30,8 +30,9 @@ use crate::reactor::address::{Address, DEFAULT, Endpoint};
 use crate::{limits, stdio, values};
 use catalogue::{About, Promise};
 use exec::Service;
-use lab::{Lab, Stop};
+use lab::Lab;
 pub use report::{Judgement, Report, Verdict, lessons, schema};
+use verdict::Stop;
 use verdict::Trouble;
 
 /// How often a promise is tried before it is said to be broken by something that time decides.

@@ -1,6 +1,13 @@
 //! What came of an experiment.
 
-use super::lab::Stop;
+/// Why waiting came to an end before what was waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// A signal asks for the end.
+    Signal(i32),
+    /// The time for the whole check is over.
+    Time,
+}
 
 /// What was sent, and what came instead of the echo.
 #[derive(Debug, Clone, PartialEq, Eq)]

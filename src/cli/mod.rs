@@ -228,7 +228,7 @@ impl Bench {
     fn check(&self) -> Result<(), String> {
         self.config.check()?;
         let check = |criterion: &Criterion| {
-            criterion.check(&self.config).map_err(|text| format!("--fail-if {criterion}: {text}"))
+            self.config.check_criterion(criterion).map_err(|text| format!("--fail-if {criterion}: {text}"))
         };
         self.fail_if.iter().try_for_each(check)
     }

@@ -1,6 +1,6 @@
 //! What is counted, each counter declared once.
 
-use super::protocol::CloseReason;
+use super::close_reason::CloseReason;
 
 /// One counter, as everything that shows counters reads it: the log, metrics, the live page.
 #[derive(Debug)]

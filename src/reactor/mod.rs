@@ -88,6 +88,7 @@
 
 pub mod acceptor;
 pub mod address;
+mod close_reason;
 pub mod connection;
 mod counters;
 pub mod datagrams;
@@ -103,22 +104,25 @@ pub(crate) mod scripted;
 mod settings;
 pub mod socket;
 mod source;
+mod stream;
 pub mod timer_wheel;
 mod transport;
 mod udp;
 
 pub use acceptor::Listen;
-pub use connection::{CLOSE_TIMEOUT, EDGES, LINGER_TIMEOUT, Stream};
+pub use close_reason::CloseReason;
+pub use connection::{CLOSE_TIMEOUT, LINGER_TIMEOUT};
 pub use counters::{Counter, Counters, Kind, TURN_SIZES};
 pub use datagrams::{
     DatagramCounters, DatagramProtocol, DatagramSocket, Datagrams, Envelope, MAX_DATAGRAM, Outlet, Sent,
 };
 pub use listener::{Listener, SocketOptions, check_backlog};
 pub use poller::Poller;
-pub use protocol::{CloseReason, Protocol, Refusal};
+pub use protocol::{Protocol, Refusal};
 pub use reactor::{Activity, Reactor};
 pub use settings::Settings;
 pub use source::{Readiness, Source, shortest};
+pub use stream::{EDGES, Stream};
 pub use transport::Transport;
 pub use udp::UdpPort;
 #[cfg(feature = "cli")]

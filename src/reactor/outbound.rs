@@ -9,8 +9,8 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 
-use super::connection::Stream;
 use super::pause::uninterrupted;
+use super::stream::Stream;
 
 /// A queue of bytes waiting for room in the socket's send buffer.
 ///

@@ -9,12 +9,14 @@ use mio::Token;
 use slab::Slab;
 
 use super::acceptor::{Accepted, Acceptor, Listen};
-use super::connection::{Connection, Input, Received, Stream};
+use super::close_reason::CloseReason;
+use super::connection::{Connection, Input, Received};
 use super::counters::Counters;
 use super::poller::Poller;
-use super::protocol::{CloseReason, Protocol};
+use super::protocol::Protocol;
 use super::settings::Settings;
 use super::source::{Readiness, Source, shortest};
+use super::stream::Stream;
 use super::timer_wheel::{Millis, TimerWheel};
 use super::transport::{Now, Transport};
 

@@ -10,10 +10,10 @@ use mio::Token;
 use rustix::io::Errno;
 
 use super::acceptor::Listen;
-use super::connection::Stream;
 use super::datagrams::{DatagramSocket, Envelope};
 use super::socket::Origin;
 use super::source::Readiness;
+use super::stream::Stream;
 
 /// What one call to `read` or `write` answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

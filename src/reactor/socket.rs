@@ -15,7 +15,7 @@ use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-use super::connection::Stream;
+use super::stream::Stream;
 
 /// A non-blocking stream socket.
 #[derive(Debug)]

@@ -6,10 +6,11 @@ use std::time::Instant;
 use log::trace;
 use mio::Token;
 
-use super::connection::{Connection, Received, Stream};
+use super::close_reason::CloseReason;
+use super::connection::{Connection, Received};
 use super::counters::Counters;
-use super::protocol::CloseReason;
 use super::settings::Settings;
+use super::stream::Stream;
 use super::timer_wheel::Millis;
 
 /// The time of the turn, in both of its forms.

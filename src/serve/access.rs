@@ -14,11 +14,11 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::reactor::socket::Origin;
 use crate::reactor::{self, is_group};
-use crate::values;
+use crate::values::{self, canonical};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -131,16 +131,6 @@ impl AccessOptions {
 
 fn contain(networks: &[IpNet], ip: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&ip))
-}
-
-/// A network of IPv4 addresses in the clothes of IPv6 ones (RFC 4291, 2.5.5.2) as the IPv4 network that it is.
-pub(crate) fn canonical(network: IpNet) -> IpNet {
-    match (network, network.network().to_canonical()) {
-        (IpNet::V6(mapped), IpAddr::V4(network)) if mapped.prefix_len() >= 96 => {
-            Ipv4Net::new(network, mapped.prefix_len() - 96).map_or(IpNet::V6(mapped), IpNet::V4)
-        }
-        _ => network,
-    }
 }
 
 /// Why a client was refused.

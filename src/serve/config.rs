@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use super::access::AccessOptions;
 use super::fault::FaultOptions;
 use crate::reactor::SocketOptions;
-use crate::reactor::address::Address;
+use crate::reactor::address::{Address, AddressError};
 use crate::values;
 
 /// What a server is to do.
@@ -85,7 +85,7 @@ pub struct Config {
 
     /// Answer over HTTP: / is a live page of the event loop, /metrics for Prometheus, /healthz for health checks. A port
     /// alone is on 127.0.0.1; anybody who can connect can look. May be given several times
-    #[arg(long, value_name = "ADDR", value_parser = values::http_address)]
+    #[arg(long, value_name = "ADDR", value_parser = http_address)]
     pub http: Vec<Address>,
 
     /// The sockets' options.
@@ -99,6 +99,13 @@ pub struct Config {
     /// Misbehaviour, and who answered.
     #[command(flatten)]
     pub faults: FaultOptions,
+}
+
+fn http_address(text: &str) -> Result<Address, String> {
+    match text.parse().map_err(|error: AddressError| error.to_string())? {
+        Address::Udp(_) => Err("HTTP is not spoken over UDP here".to_owned()),
+        address => Ok(address),
+    }
 }
 
 impl Config {
@@ -123,5 +130,20 @@ impl Default for Config {
         }
         let matches = Alone::command().get_matches_from(["serve"]);
         Alone::from_arg_matches(&matches).expect("every option has a default").config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn http_addresses_are_understood() {
+        for (text, address) in [("9090", "127.0.0.1:9090"), ("[::]:80", "[::]:80"), ("unix:/x", "unix:/x")] {
+            assert_eq!(http_address(text).unwrap().to_string(), address);
+        }
+        for mistake in ["", "99999", ":80", "http://127.0.0.1:80", "udp:127.0.0.1:80", "localhost"] {
+            assert!(http_address(mistake).is_err(), "{mistake}");
+        }
     }
 }

@@ -23,10 +23,10 @@ use super::Config;
 use super::access::{AccessOptions, Gate, Refusal};
 use super::printer::Printer;
 use super::proxy::{self, Header};
-use super::stats::size;
 use crate::escape;
 use crate::reactor::socket::Origin;
 use crate::reactor::{self, CloseReason, Protocol, Stream, Transport};
+use crate::values::show_bytes;
 
 /// How long a proxy may take to send its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -228,8 +228,8 @@ impl<S: Stream> Protocol<S> for Echo {
             debug!(
                 "token {}: closed: {reason}; {peer}, {after:.3} s, {} received, {} echoed",
                 token.0,
-                size(received),
-                size(echoed)
+                show_bytes(received),
+                show_bytes(echoed)
             );
         }
         if session.header.is_some() {
@@ -237,6 +237,18 @@ impl<S: Stream> Protocol<S> for Echo {
         } else if self.gate.counts() {
             self.gate.leave(session.messages.peer);
         }
+    }
+}
+
+/// What is served over streams: an echo, or something around one.
+pub trait StreamService<S: Stream>: Protocol<S> {
+    /// The echo that there is.
+    fn echo(&self) -> &Echo;
+}
+
+impl<S: Stream> StreamService<S> for Echo {
+    fn echo(&self) -> &Echo {
+        self
     }
 }
 

@@ -20,8 +20,7 @@ use fastrand::Rng;
 use log::debug;
 use mio::Token;
 
-use super::echo::{Echo, Session};
-use super::service::StreamService;
+use super::echo::{Echo, Session, StreamService};
 use crate::reactor::socket::Origin;
 use crate::reactor::{self, CloseReason, DatagramSocket, Envelope, Outlet, Protocol, Sent, Stream, Transport};
 use crate::values;

@@ -48,12 +48,11 @@ use sockets::Binder;
 use supervisor::Supervisor;
 use tokens::Owner;
 
-pub(crate) use access::canonical;
 pub use access::{AccessOptions, Refusal, Refusals};
 pub use config::Config;
+pub use echo::StreamService;
 pub use echo::{Echo, Session};
 pub use fault::{Fault, FaultCounters, FaultOptions, Faulty, Greeting};
-pub use service::StreamService;
 pub use stats::Summary;
 
 /// How a run came to its end.

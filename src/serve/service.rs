@@ -11,26 +11,12 @@ use super::access::DatagramGate;
 use super::admin::{Admin, Snapshot, StatusSource};
 use super::config::Config;
 use super::datagrams::DatagramEcho;
-use super::echo::{Echo, SharedPrinter};
+use super::echo::{Echo, SharedPrinter, StreamService};
 use super::fault::{Accepting, FaultCounters, SharedCounters};
 use super::stats::{RefusalLog, Stats, Summary};
 use super::tokens::{self, Owner};
 use crate::reactor::address::Endpoint;
-use crate::reactor::{
-    Activity, DatagramSocket, Datagrams, Protocol, Reactor, Readiness, Settings, Source, Stream, shortest,
-};
-
-/// What is served over streams: an echo, or something around one.
-pub trait StreamService<S: Stream>: Protocol<S> {
-    /// The echo that there is.
-    fn echo(&self) -> &Echo;
-}
-
-impl<S: Stream> StreamService<S> for Echo {
-    fn echo(&self) -> &Echo {
-        self
-    }
-}
+use crate::reactor::{Activity, DatagramSocket, Datagrams, Reactor, Readiness, Settings, Source, Stream, shortest};
 
 /// The sources of a server, as one.
 pub(super) struct Service<S: Stream, D: DatagramSocket, P: StreamService<S> = Echo> {

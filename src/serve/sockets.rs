@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::admin::Admin;
 use super::datagrams::DatagramEcho;
-use super::service::StreamService;
+use super::echo::StreamService;
 use super::supervisor::Inherited;
 use crate::reactor::address::{Address, Endpoint};
 use crate::reactor::socket::Socket;

@@ -3,13 +3,13 @@
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use bytesize::ByteSize;
 use indicatif::HumanCount;
 use log::info;
 
 use super::access::Refusals;
 use super::fault::FaultCounters;
 use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind};
+use crate::values::show_bytes;
 
 /// What a server has done, from its start to its end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -133,7 +133,7 @@ fn rates<T>(line: &mut String, table: &[Counter<T>], before: &T, after: &T, time
 fn rate(line: &mut String, label: &str, per_second: f64, bytes: bool) {
     if per_second > 0.0 {
         let _ = if bytes {
-            write!(line, ", {}/s {label}", size(per_second.round() as u64))
+            write!(line, ", {}/s {label}", show_bytes(per_second.round() as u64))
         } else if per_second < 10.0 {
             write!(line, ", {per_second:.1}/s {label}")
         } else {
@@ -147,9 +147,5 @@ fn per_second(count: u64, time: Duration) -> f64 {
 }
 
 fn amount<T>(counter: &Counter<T>, value: u64) -> String {
-    if counter.is_bytes() { size(value).to_string() } else { HumanCount(value).to_string() }
-}
-
-pub(super) fn size(bytes: u64) -> impl std::fmt::Display {
-    ByteSize(bytes).display().iec()
+    if counter.is_bytes() { show_bytes(value).to_string() } else { HumanCount(value).to_string() }
 }

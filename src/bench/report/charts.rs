@@ -4,7 +4,7 @@
 //! percentiles are told apart by shade. [`super::plot`] draws them.
 
 use super::plot::{Axis, Bars, Chart, Heat, Line, Mark, Style};
-use super::text::{count, plural};
+use super::text::plural;
 use crate::bench::latency::{Latency, PERCENTILES, micros, show_micros};
 use crate::bench::{Criterion, Interval, Run};
 
@@ -326,14 +326,4 @@ fn whole(run: &Run) -> impl Iterator<Item = &Interval> {
 
 fn middle(interval: &Interval) -> f64 {
     interval.at + interval.seconds / 2.0
-}
-
-/// A number of a chart in words.
-pub(super) fn in_words(axis: Axis, value: f64) -> String {
-    match axis {
-        Axis::Seconds => plural(value.round() as u64, "second", "seconds"),
-        Axis::Rate => format!("{} messages/s", count(value)),
-        Axis::Count => count(value),
-        _ => axis.label(value),
-    }
 }

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 
-use super::charts::in_words;
 use crate::bench::latency::show_micros;
+
+use super::text::{count, plural};
 
 /// Room around the plot, in pixels: left, right, above, below.
 const MARGINS: (f64, f64, f64, f64) = (66.0, 20.0, 12.0, 40.0);
@@ -607,6 +608,16 @@ fn rounded(value: f64) -> f64 {
     }
     let scale = 10f64.powf(4.0 - value.abs().log10().floor());
     if scale.is_finite() && scale > 0.0 { (value * scale).round() / scale } else { value }
+}
+
+/// A number of a chart in words.
+fn in_words(axis: Axis, value: f64) -> String {
+    match axis {
+        Axis::Seconds => plural(value.round() as u64, "second", "seconds"),
+        Axis::Rate => format!("{} messages/s", count(value)),
+        Axis::Count => count(value),
+        _ => axis.label(value),
+    }
 }
 
 #[cfg(test)]
