@@ -68,6 +68,8 @@ pub struct Listener {
     socket: Listening,
     options: SocketOptions,
     registry: Registry,
+    /// It was bound here, and not handed over: nobody else accepts from it.
+    is_ours: bool,
     /// Accepted, but the poll had no room for it; the peer is kept until it has.
     unregistered: Option<(Socket, Origin)>,
 }
@@ -95,7 +97,8 @@ impl Listener {
         socket.set_keepalive(true)?;
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        Listener::inherited_tcp(socket.into(), options, registry, token)
+        let listener = Listener::inherited_tcp(socket.into(), options, registry, token)?;
+        Ok(Listener { is_ours: true, ..listener })
     }
 
     /// Listens on the socket file `path`, or on an abstract name, with `token` in the poll of `registry`. A file that a
@@ -116,7 +119,7 @@ impl Listener {
         let file = if is_file { Some(SocketFile::of(path)?) } else { None };
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
         let listener = Listener::inherited_unix(socket.into(), options, registry, token)?;
-        Ok(Listener { _file: file, ..listener })
+        Ok(Listener { _file: file, is_ours: true, ..listener })
     }
 
     /// Takes over a socket that listens already.
@@ -160,7 +163,7 @@ impl Listener {
 
     fn new(socket: Listening, options: &SocketOptions, registry: &Registry) -> io::Result<Self> {
         let (options, registry) = (options.clone(), registry.try_clone()?);
-        Ok(Listener { socket, options, registry, unregistered: None, _file: None })
+        Ok(Listener { socket, options, registry, is_ours: false, unregistered: None, _file: None })
     }
 
     /// Where it listens, with the real port.
@@ -215,12 +218,15 @@ impl Listen for Listener {
     }
 
     fn close_backlog(&mut self) -> usize {
-        // A backlog of 0 lets no more connections in, and keeps those that are in it (listen(2)). Where the system sees that otherwise, the
-        // number bounds what is still accepted.
-        let _ = match &self.socket {
-            Listening::Tcp(socket) => SockRef::from(socket).listen(0),
-            Listening::Unix(socket) => SockRef::from(socket).listen(0),
-        };
+        // A backlog of 0 lets no more connections in, and keeps those that are in it (listen(2)). Where the system sees that
+        // otherwise, the number bounds what is still accepted. The backlog of a socket that was handed over is also the
+        // next instance's, and whoever handed it over keeps it open: it stays as long as it is.
+        if self.is_ours {
+            let _ = match &self.socket {
+                Listening::Tcp(socket) => SockRef::from(socket).listen(0),
+                Listening::Unix(socket) => SockRef::from(socket).listen(0),
+            };
+        }
         self.options.backlog as usize + 1
     }
 }
@@ -387,6 +393,23 @@ mod tests {
     fn dial(listener: &Listener) -> std::net::TcpStream {
         let Endpoint::Tcp(address) = listener.endpoint().unwrap() else { unreachable!() };
         std::net::TcpStream::connect(address).unwrap()
+    }
+
+    #[test]
+    fn a_stop_leaves_the_backlog_of_a_socket_that_was_handed_over() {
+        let poll = mio::Poll::new().unwrap();
+        let theirs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let handed_over = theirs.try_clone().unwrap();
+        let options = SocketOptions::default();
+        let mut listener = Listener::inherited_tcp(handed_over, &options, poll.registry(), Token(0)).unwrap();
+        listener.close_backlog();
+        drop(listener);
+        // Whoever handed it over can still be connected to by several at once.
+        let address = theirs.local_addr().unwrap();
+        let connect = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500)).unwrap();
+        let peers: Vec<_> = (0..5).map(connect).collect();
+        theirs.set_nonblocking(false).unwrap();
+        assert!(peers.iter().all(|_| theirs.accept().is_ok()));
     }
 
     #[test]
