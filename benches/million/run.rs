@@ -164,7 +164,7 @@ impl Server {
     /// How many connections it has.
     fn connections(&self) -> anyhow::Result<u64> {
         let mut stream = TcpStream::connect(self.inside)?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.inside)?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         let line = text.lines().find_map(|line| line.strip_prefix("echoloop_connections "));
