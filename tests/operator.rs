@@ -460,6 +460,62 @@ fn a_supervisor_is_told_that_it_is_ready_alive_and_stopping() {
     assert_eq!(server.wait().0.code(), Some(0));
 }
 
+/// A server that would go on for an hour after the first signal, has been sent one, and has said so.
+fn stopping(addresses: &[&str], flags: &[&str]) -> (Server, SocketAddr) {
+    let mut server = Server::start_on(addresses, &[&["--http", "0", "--stop-delay", "1h"], flags].concat());
+    let inside = server.inside();
+    assert!(get(inside, "/readyz").0.starts_with("HTTP/1.1 200"));
+    server.signal(Signal::TERM);
+    server.wait_for_log("SIGTERM: stopping in 1h, and serving until then");
+    (server, inside)
+}
+
+#[test]
+fn delayed_stop_is_told_at_once_and_serves_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("echo");
+    let unix = format!("unix:{}", path.display());
+    let (mut server, inside) = stopping(&["127.0.0.1:0", "udp:127.0.0.1:0", &unix], &[]);
+    let (head, said) = get(inside, "/readyz");
+    assert!(head.starts_with("HTTP/1.1 503") && said == "stopping\n", "{head}{said}");
+    assert!(get(inside, "/livez").0.starts_with("HTTP/1.1 200"), "it is alive");
+    assert_eq!(metric(&get(inside, "/metrics").1, "echoloop_stopping"), 1.0);
+    let state: serde_json::Value = serde_json::from_str(&get(inside, "/state").1).unwrap();
+    assert_eq!((&state["stopping"], state["listening"].as_array().unwrap().len()), (&true.into(), 3), "{state}");
+    for peer in [&mut server.connect(), &mut server.connect()] {
+        ping(peer, b"over TCP");
+    }
+    ping(&mut UnixStream::connect(&path).unwrap(), b"over a Unix socket");
+    ping_port(&port(server.addrs[1]), b"a datagram");
+    // Another one, for the same one twice within 5 ms is taken for one.
+    server.signal(Signal::INT);
+    assert_eq!(server.wait().0.code(), Some(130), "a second signal ends at once");
+    assert!(!path.exists());
+}
+
+#[test]
+fn delayed_stop_ends_with_the_last_accepted_connection() {
+    let (mut server, _) = stopping(&["127.0.0.1:0"], &["--once"]);
+    let mut peer = server.connect();
+    ping(&mut peer, b"once\n");
+    assert_eq!(receive_rest(&mut peer), b"");
+    drop(peer);
+    assert_eq!(server.wait().0.code(), Some(0));
+}
+
+#[test]
+fn passed_stop_delay_closes_and_exits_in_good_order() {
+    let mut server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0"], &["--stop-delay", "50ms"]);
+    let mut peer = server.connect();
+    ping(&mut peer, b"before");
+    server.signal(Signal::TERM);
+    assert_eq!(receive_rest(&mut peer), b"");
+    drop(peer);
+    let (status, log) = server.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("the stop delay has passed: sending what is left to send, and closing"), "{log}");
+}
+
 /// The value of a metric.
 #[track_caller]
 fn metric(text: &str, name: &str) -> f64 {

@@ -369,7 +369,8 @@ fn supervisor_is_told_at_an_abstract_name() {
     };
     assert_eq!(told(), format!("READY=1\nSTATUS=serving on {}\n", server.endpoints[0]));
     server.stop();
-    assert_eq!(told(), "STOPPING=1\n");
+    // The drain timeout of 5 s, and 5 s to end.
+    assert_eq!(told(), "STOPPING=1\nSTATUS=stopping\nEXTEND_TIMEOUT_USEC=10000000\n");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::values;
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Signals: SIGINT, SIGTERM and SIGHUP stop accepting, send what is owed, close, log a summary and exit 0, all within \
---drain-timeout; a second one, or one before it listens, ends at once (exit 130, 143 or 129). SIGINT and SIGHUP stay \
+--drain-timeout (and after --stop-delay); a second one, or one before it listens, ends at once (exit 130, 143 or 129). SIGINT and SIGHUP stay \
 ignored if they were (nohup).
 
 A message, for --terminator, --message-limit and --print, ends at LF or CRLF, or where the socket has been drained: so a word \
@@ -70,7 +70,12 @@ pub struct Config {
     #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
     pub idle_timeout: Option<Duration>,
 
-    /// How long a stop may take to send what is owed
+    /// Go on accepting and serving for DUR after the first signal, while /readyz says 503 already: a balancer or Kubernetes
+    /// has time to send nobody here any more
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
+    pub stop_delay: Duration,
+
+    /// How long a stop may take to send what is owed, after the stop delay
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::duration)]
     pub drain_timeout: Duration,
 

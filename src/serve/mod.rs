@@ -268,7 +268,8 @@ impl<P: StreamService<Socket>> Server<P> {
             }
         }
         if !self.service.is_stopping() {
-            self.supervisor.stopping(Instant::now()); // no signal has ended it, but the accept limit
+            let now = Instant::now(); // no signal has ended it, but the accept limit
+            self.supervisor.stopping(self.service.finish_by(now), now);
         }
         self.finish();
         Ok(Ending::Stopped)
@@ -293,9 +294,16 @@ impl<P: StreamService<Socket>> Server<P> {
             }
             Request::Stop(signal) => {
                 let name = signal_name(signal).unwrap_or_default();
-                info!("{name}: sending what is left to send, and closing; a second signal ends at once");
-                self.supervisor.stopping(now);
-                self.service.stop(now);
+                let delay = self.service.stop_delay;
+                match delay.is_zero() {
+                    true => info!("{name}: sending what is left to send, and closing; a second signal ends at once"),
+                    false => info!(
+                        "{name}: stopping in {}, and serving until then; a second signal ends at once",
+                        humantime::format_duration(delay)
+                    ),
+                }
+                let end = self.service.stop(now);
+                self.supervisor.stopping(end, now);
                 None
             }
         }

@@ -18,6 +18,17 @@ use super::tokens::{self, Owner};
 use crate::reactor::address::Endpoint;
 use crate::reactor::{Activity, DatagramSocket, Datagrams, Reactor, Readiness, Settings, Source, Stream, shortest};
 
+/// How far a stop has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Nobody has asked for one.
+    No,
+    /// Whoever asks is told of it; until then it goes on accepting and serving.
+    Delayed(Instant),
+    /// What is owed is sent; then, what is left is aborted.
+    Draining(Instant),
+}
+
 /// The sources of a server, as one.
 pub(super) struct Service<S: Stream, D: DatagramSocket, P: StreamService<S> = Echo> {
     pub streams: Reactor<S, P>,
@@ -32,9 +43,9 @@ pub(super) struct Service<S: Stream, D: DatagramSocket, P: StreamService<S> = Ec
     /// When the next connection may be accepted, and how many had been when that was decided.
     next_accept: (Instant, u64),
     faults: Option<SharedCounters>,
+    pub stop_delay: Duration,
     drain_timeout: Duration,
-    /// When what is left is aborted. Set once stopping has begun.
-    deadline: Option<Instant>,
+    stop: Stop,
     began: Instant,
     /// How long it has slept in the poll.
     pub asleep: Duration,
@@ -81,8 +92,9 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
             accepting: config.faults.accepting(),
             next_accept: (now, 0),
             faults,
+            stop_delay: config.stop_delay,
             drain_timeout: config.drain_timeout,
-            deadline: None,
+            stop: Stop::No,
             began: now,
             asleep: Duration::ZERO,
             endpoints: Vec::new(),
@@ -91,20 +103,35 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
         service
     }
 
-    /// Stops: connections that are established by now are still accepted, what waits for each is sent, and then they are closed.
-    pub fn stop(&mut self, now: Instant) {
+    /// Stops, after the stop delay. Returns when everything will have ended at the latest.
+    pub fn stop(&mut self, now: Instant) -> Instant {
+        let (until, end) = (now + self.stop_delay, now + self.stop_delay + self.drain_timeout);
+        self.stop = Stop::Delayed(until);
+        if self.stop_delay.is_zero() {
+            self.drain(now, end);
+        }
+        end
+    }
+
+    /// Connections that are established by now are still accepted, what waits for each is sent, and then they are closed.
+    fn drain(&mut self, now: Instant, end: Instant) {
         self.datagrams.close(now);
         if self.accepting == Accepting::Never {
             self.streams.stop_listening();
         }
         self.accepting = Accepting::Freely;
         self.streams.drain();
-        self.deadline = Some(now + self.drain_timeout);
+        self.stop = Stop::Draining(end);
     }
 
     /// Whether it has been told to stop.
     pub fn is_stopping(&self) -> bool {
-        self.deadline.is_some()
+        self.stop != Stop::No
+    }
+
+    /// Whether it has been told to stop, and the stop delay is over.
+    fn is_draining(&self) -> bool {
+        matches!(self.stop, Stop::Draining(_))
     }
 
     /// Drops all that is left, at once.
@@ -112,9 +139,13 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
         self.streams.abort_all();
     }
 
-    /// By when everything is to have ended, what is still to be printed included: one deadline for all of it.
+    /// By when everything is to have ended, now that nobody is left to be served: what is still to be printed included, for
+    /// there is one deadline for all of it.
     pub fn finish_by(&self, now: Instant) -> Instant {
-        self.deadline.unwrap_or(now + self.drain_timeout)
+        match self.stop {
+            Stop::Draining(end) => end,
+            Stop::No | Stop::Delayed(_) => now + self.drain_timeout,
+        }
     }
 
     /// Whether there is nothing left to do: no listener, no connection; and if there never was a listener, no socket.
@@ -124,14 +155,14 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
 
     /// Whether it listens, or did.
     fn has_streams(&self) -> bool {
-        self.streams.is_listening() || self.streams.counters().opened > 0 || self.is_stopping()
+        self.streams.is_listening() || self.streams.counters().opened > 0 || self.is_draining()
     }
 
     /// Where it listens at present.
     fn listening(&self) -> Vec<Endpoint> {
         let is_open = |endpoint: &&Endpoint| match endpoint {
             Endpoint::Udp(_) => !self.datagrams.is_empty(),
-            _ => self.streams.is_listening() && !self.is_stopping(),
+            _ => self.streams.is_listening() && !self.is_draining(),
         };
         self.endpoints.iter().filter(is_open).cloned().collect()
     }
@@ -193,6 +224,12 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Source for Service<S, D,
     }
 
     fn turn(&mut self, now: Instant) {
+        if let Stop::Delayed(until) = self.stop
+            && now >= until
+        {
+            info!("the stop delay has passed: sending what is left to send, and closing");
+            self.drain(now, until + self.drain_timeout);
+        }
         self.streams.turn(now);
         self.limit_accepts(now);
         self.datagrams.turn(now);
@@ -210,7 +247,10 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Source for Service<S, D,
             let summary = self.summary();
             self.stats.iter_mut().for_each(|stats| stats.log(now, summary));
         }
-        if self.deadline.is_some_and(|deadline| now >= deadline) && !self.is_done() {
+        if let Stop::Draining(end) = self.stop
+            && now >= end
+            && !self.is_done()
+        {
             let left = HumanCount(self.streams.len() as u64);
             warn!("the drain timeout has passed: {left} connections are aborted");
             self.streams.abort_all();
@@ -226,7 +266,10 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Source for Service<S, D,
             self.stats.as_ref().map(|stats| until(stats.due())),
             self.refusals.0.sleep(self.streams.protocol().echo().gate.refusals.total(), now),
             self.refusals.1.sleep(self.datagrams.protocol().gate.refusals.total(), now),
-            self.deadline.filter(|_| !self.is_done()).map(until),
+            match self.stop {
+                Stop::Delayed(then) | Stop::Draining(then) if !self.is_done() => Some(until(then)),
+                _ => None,
+            },
             // After that turn one may be accepted, and then this is over.
             Some(until(self.next_accept.0)).filter(|sleep| !sleep.is_zero()),
         ])

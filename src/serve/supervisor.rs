@@ -28,6 +28,10 @@ const RETRY: Duration = Duration::from_millis(250);
 /// A sign of life is not given more often than this, whatever is asked for.
 const MIN_SIGN_INTERVAL: Duration = Duration::from_millis(1);
 
+/// What the end of a process may take after the last deadline, before it is taken for one that hangs: to close a million
+/// sockets takes seconds.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
 /// A socket that was handed over.
 #[derive(Debug)]
 pub(super) enum Inherited {
@@ -123,9 +127,11 @@ impl Supervisor {
         self.tell(&format!("READY=1\nSTATUS={status}"), now);
     }
 
-    /// Tells that the server is stopping.
-    pub fn stopping(&mut self, now: Instant) {
-        self.tell("STOPPING=1", now);
+    /// Tells that the server is stopping, and may take until `end` for it: longer, perhaps, than the unit's
+    /// `TimeoutStopSec=`, of which this program knows nothing (sd_notify(3), `EXTEND_TIMEOUT_USEC`).
+    pub fn stopping(&mut self, end: Instant, now: Instant) {
+        let most = end.saturating_duration_since(now) + STOP_GRACE;
+        self.tell(&format!("STOPPING=1\nSTATUS=stopping\nEXTEND_TIMEOUT_USEC={}", most.as_micros()), now);
     }
 
     /// Gives a sign of life, if one is due, and sends again what could not be sent.
@@ -198,11 +204,13 @@ impl Told {
         Ok(Told { socket, address, unsaid: String::new(), retry: None, warned: false })
     }
 
-    /// Adds what it is to be told. The same line is kept once, so that this is bounded whatever it reads.
+    /// Adds what it is to be told: lines of `NAME=value`. The last of a name is what counts, so that what is kept is bounded
+    /// whatever it reads.
     fn say(&mut self, state: &str) {
-        if !self.unsaid.lines().any(|line| line == state) {
-            self.unsaid.push_str(state);
-            self.unsaid.push('\n');
+        for line in state.lines() {
+            let name = line.split_inclusive('=').next().unwrap_or(line);
+            let kept: String = self.unsaid.split_inclusive('\n').filter(|other| !other.starts_with(name)).collect();
+            self.unsaid = kept + line + "\n";
         }
     }
 
@@ -250,8 +258,9 @@ mod tests {
             supervisor.tell("WATCHDOG=1", now);
             signs += 1;
         }
+        supervisor.ready("serving", now);
         supervisor.tell("WATCHDOG=1", now);
-        supervisor.stopping(now);
+        supervisor.stopping(now + Duration::from_secs(7), now);
         assert_eq!(supervisor.sleep(now), Some(RETRY));
         let mut buffer = [0; 100];
         for _ in 1..signs {
@@ -261,7 +270,8 @@ mod tests {
         assert_eq!(reader.recv(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock, "not before its time");
         supervisor.turn(now + RETRY);
         let length = reader.recv(&mut buffer).unwrap();
-        assert_eq!(&buffer[..length], b"WATCHDOG=1\nSTOPPING=1\n");
+        let told = String::from_utf8_lossy(&buffer[..length]);
+        assert_eq!(told, "READY=1\nWATCHDOG=1\nSTOPPING=1\nSTATUS=stopping\nEXTEND_TIMEOUT_USEC=12000000\n");
         assert_eq!(supervisor.sleep(now), None);
     }
 }

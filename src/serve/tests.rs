@@ -225,6 +225,45 @@ fn a_stop_sends_what_was_received_and_aborts_at_the_deadline() {
 }
 
 #[test]
+fn delayed_stop_accepts_and_serves_until_its_delay_passes() {
+    let seconds = Duration::from_secs;
+    let config = Config { stop_delay: seconds(3), drain_timeout: seconds(1), ..Config::default() };
+    let mut world = World::new(config, 10);
+    world.door.queue(1);
+    world.knock();
+    let end = world.service.stop(world.now);
+    assert_eq!(end, world.now + seconds(4), "one deadline for all of it");
+    let snapshot = world.service.snapshot(world.now);
+    assert!(snapshot.stopping, "everybody is told at once");
+    assert_eq!(world.settle(), Some(seconds(3)));
+    world.now += seconds(2);
+    world.door.queue(1);
+    world.knock();
+    assert_eq!((world.connections(), world.settle()), (2, Some(seconds(1))), "who still comes is served");
+    assert_eq!(world.send(1, b"still here"), (b"still here".to_vec(), false));
+    assert!(!world.door.0.borrow().closed);
+    // Late, as a loop may be: the deadline is where it was.
+    world.now += Duration::from_millis(1500);
+    assert_eq!(world.settle(), Some(Duration::from_millis(500)));
+    assert!(world.door.0.borrow().closed && world.door.open().iter().all(Wire::shut));
+    world.now += Duration::from_millis(500);
+    world.turn(&[]);
+    assert!(world.service.is_done());
+}
+
+#[test]
+fn delayed_stop_ends_early_when_nobody_is_left() {
+    let config = Config { stop_delay: Duration::from_secs(60), accept_limit: Some(1), ..Config::default() };
+    let mut world = World::new(config, 10);
+    world.door.queue(1);
+    world.knock();
+    world.service.stop(world.now);
+    assert!(!world.service.is_done());
+    world.hang_up(0);
+    assert!(world.service.is_done(), "nobody is waited for");
+}
+
+#[test]
 fn a_stop_serves_the_whole_backlog() {
     let mut world = World::new(Config::default(), 3);
     world.door.queue(200);

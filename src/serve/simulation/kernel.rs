@@ -443,7 +443,9 @@ tally! {
     /// Connections closed as idle, and after a message.
     idle_closes,
     farewells,
+    /// Stops, and connections that came in between a stop and the end of its delay.
     stops,
+    came_during_delay,
 }
 
 /// A call that is interrupted so often in a row has failed.

@@ -18,7 +18,7 @@ use crate::reactor::scripted::read_closed;
 use crate::reactor::socket::Origin;
 use crate::reactor::{CLOSE_TIMEOUT, LINGER_TIMEOUT, Readiness, Settings, Source};
 use crate::serve::Config;
-use crate::serve::admin::Admin;
+use crate::serve::admin::{Admin, StatusSource};
 use crate::serve::printer::Printer;
 use crate::serve::service::Service;
 use crate::serve::tokens;
@@ -88,6 +88,8 @@ pub(super) struct World {
     max_admin: usize,
     weights: Vec<u32>,
     storm: usize,
+    /// It has been told to stop, and begins with it then.
+    delayed: Option<Instant>,
     stopped: Option<Instant>,
     /// When the loop runs next, if the poll tells nothing before.
     wakes: Option<Instant>,
@@ -139,6 +141,7 @@ impl World {
         let printing = tape.below(8);
         let storm = tape.below(STORM) as usize;
         let weights = ACTIONS.iter().map(|&(_, weight)| weight * [1, 0, 4, 1][tape.below(4) as usize]).collect();
+        config.stop_delay = seconds([0, 0, 2, 5][tape.below(4) as usize]);
         let (reader, unread) = mpsc::channel();
         let printer = match printing {
             1 => Some(Printer::new(io::sink())),
@@ -156,13 +159,14 @@ impl World {
         kernel.rules.rate = config.access.accept_rate.map(|rate| rate.get() as usize);
         kernel.tell(|| {
             format!(
-                "options: terminator {:?}, message limit {:?}, accept limit {:?}, idle timeout {:?}, drain timeout {:?}, \
-                 max connections {max_connections}, HTTP {max_admin}, print {printing}, proxy {}, deny {:?}, max per \
+                "options: terminator {:?}, message limit {:?}, accept limit {:?}, idle timeout {:?}, stop delay {:?}, drain \
+                 timeout {:?}, max connections {max_connections}, HTTP {max_admin}, print {printing}, proxy {}, deny {:?}, max per \
                  source {:?}, accept rate {:?}",
                 config.terminator,
                 config.message_limit,
                 config.accept_limit,
                 config.idle_timeout,
+                config.stop_delay,
                 config.drain_timeout,
                 config.access.proxy_protocol,
                 config.access.deny,
@@ -207,6 +211,7 @@ impl World {
             max_admin,
             weights,
             storm,
+            delayed: None,
             stopped: None,
             wakes,
             idle_turns,
@@ -244,7 +249,7 @@ impl World {
         let (mut stops, mut waits) = (false, None);
         let told = match what {
             Action::Stop => {
-                stops = self.stopped.is_none();
+                stops = self.stopped.or(self.delayed).is_none();
                 "a stop".to_owned()
             }
             Action::Wait => {
@@ -330,6 +335,9 @@ impl World {
             ready.reverse();
         }
         let now = self.kernel.borrow().now;
+        if let Some(due) = self.delayed.filter(|&due| now >= due) {
+            self.drains(due);
+        }
         self.kernel.borrow_mut().interrupted = 0;
         let (before, progress) = (self.begin(), self.kernel.borrow().progress);
         self.service.turn_with(now, ready);
@@ -350,25 +358,34 @@ impl World {
     }
 
     fn stop(&mut self) {
-        let now = {
-            let kernel = &mut *self.kernel.borrow_mut();
-            kernel.tally.stops += 1;
-            kernel.frugal = false;
-            if self.config.accept_limit.is_none() {
-                for backlog in kernel.backlogs.iter().filter(|backlog| backlog.kind == Kind::Echo) {
-                    backlog.waiting.iter().for_each(|&index| kernel.wires[index].promised = true);
-                }
-            }
-            let looks = self.looks();
-            for wire in kernel.wires.iter_mut().filter(|wire| !looks && wire.admitted && !wire.closed && !wire.shut) {
-                wire.due = wire.payload(wire.sent);
-            }
-            kernel.now
-        };
-        self.stopped = Some(now);
-        self.service.stop(now);
+        let now = self.kernel.borrow().now;
+        self.delayed = Some(now + self.config.stop_delay);
+        if self.config.stop_delay.is_zero() {
+            self.drains(now);
+        }
+        let end = self.service.stop(now);
+        assert_eq!(end, now + self.config.stop_delay + self.config.drain_timeout);
         self.wakes = Some(now);
-        self.kernel.borrow_mut().progress += 1;
+        let kernel = &mut *self.kernel.borrow_mut();
+        kernel.tally.stops += 1;
+        kernel.progress += 1;
+    }
+
+    /// Its stop begins, at `began`: who is connected by now is served, and nobody else.
+    fn drains(&mut self, began: Instant) {
+        self.delayed = None;
+        self.stopped = Some(began);
+        let looks = self.looks();
+        let kernel = &mut *self.kernel.borrow_mut();
+        kernel.frugal = false;
+        if self.config.accept_limit.is_none() {
+            for backlog in kernel.backlogs.iter().filter(|backlog| backlog.kind == Kind::Echo) {
+                backlog.waiting.iter().for_each(|&index| kernel.wires[index].promised = true);
+            }
+        }
+        for wire in kernel.wires.iter_mut().filter(|wire| !looks && wire.admitted && !wire.closed && !wire.shut) {
+            wire.due = wire.payload(wire.sent);
+        }
     }
 
     /// Whether it looks for messages, and may close after one.
@@ -394,6 +411,13 @@ impl World {
         let looked_at = self.service.admin.as_ref().map_or(0, |admin| admin.reactor.len());
         assert_eq!(looked_at, admin, "each open socket of HTTP has its connection, and no other");
         assert!(open <= self.max_connections && admin <= self.max_admin, "there are more connections than may be");
+        if self.delayed.is_some() {
+            assert!(self.service.snapshot(now).stopping, "it has been told to stop, and tells nobody");
+            let came = kernel.wires.iter().filter(|wire| !wire.known && wire.admitted).count();
+            kernel.tally.came_during_delay += came as u64;
+        }
+        let told = self.stopped.or(self.delayed).is_some();
+        assert_eq!(self.service.is_stopping(), told);
         let overdue = self.stopped.is_some_and(|stopped| now >= stopped + self.config.drain_timeout);
         assert!(!overdue || open == 0, "the drain timeout has passed, and connections are left");
         assert!(!kernel.broken_promise || overdue, "somebody who had connected before a stop is not served");
@@ -536,6 +560,7 @@ impl World {
                 assert!(has_time, "connection {number} may take for ever to say for whom it speaks");
             }
         }
+        assert!(self.delayed.is_none_or(|due| wakes_by(due, soon)), "a stop may never begin");
         if let Some(stopped) = self.stopped {
             assert!(wakes_by(stopped + self.config.drain_timeout, soon), "a stop may take for ever");
         }
@@ -606,7 +631,7 @@ impl World {
         {
             let kernel = &mut *self.kernel.borrow_mut();
             kernel.tell(|| "all peers close".to_owned());
-            let timed = self.stopped.is_some() || self.config.idle_timeout.is_some();
+            let timed = self.stopped.or(self.delayed).is_some() || self.config.idle_timeout.is_some();
             for wire in kernel.wires.iter_mut().filter(|wire| wire.vanished && !wire.shut && !timed) {
                 wire.reset();
             }
@@ -619,7 +644,9 @@ impl World {
                     wire.end();
                 });
                 let nobody = kernel.wires.iter().all(|wire| wire.closed || wire.token.is_none());
-                if self.service.is_done() || nobody && kernel.backlogs.iter().all(|it| it.waiting.is_empty()) {
+                if self.service.is_done()
+                    || nobody && self.delayed.is_none() && kernel.backlogs.iter().all(|it| it.waiting.is_empty())
+                {
                     return;
                 }
             }
