@@ -1,6 +1,5 @@
 //! The program: the command line is parsed, the log set up, the command run, and its outcome becomes an exit code.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::slice;
 use std::time::{Duration, Instant};
@@ -84,8 +83,7 @@ fn report(flags: &Report) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let files = Outputs { json: flags.json.clone(), html: flags.html.clone(), ..Outputs::default() }.open()?;
-    let read = |path: &PathBuf| Ok((path.display().to_string(), Run::read(path)?));
-    let runs = flags.files.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    let runs = flags.files.iter().map(|path| Run::read_all(path)).collect::<anyhow::Result<Vec<_>>>()?.concat();
     let runs = match flags.merge {
         true => vec![bench::merge(&runs, flags.name.as_deref())?],
         false => runs.into_iter().map(|(_, run)| run).collect(),

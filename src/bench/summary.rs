@@ -500,19 +500,38 @@ impl Run {
         self.search.is_some() || self.rate_kept.as_ref().is_none_or(|rate| rate.kept)
     }
 
-    /// Reads a run from a file; `-` is standard input.
+    /// Reads the runs of a file, each with what to call it in errors; `-` is standard input. There may be several, and
+    /// lines of other things around them, as in the logs of several pods.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, or is no run of a version that is understood.
-    pub fn read(path: &Path) -> anyhow::Result<Run> {
+    /// If the file cannot be read, or one of them is no run of a version that is understood, or there is none.
+    pub fn read_all(path: &Path) -> anyhow::Result<Vec<(String, Run)>> {
         let mut text = String::new();
         let read = match path.to_str() {
             Some("-") => stdio::stdin().read_to_string(&mut text),
             _ => File::open(path).and_then(|file| BufReader::new(file).read_to_string(&mut text)),
         };
-        read.with_context(|| format!("cannot read {}", path.display()))?;
-        Run::parse(&text).with_context(|| format!("{} is not a run of `echoloop bench`", path.display()))
+        let label = path.display();
+        read.with_context(|| format!("cannot read {label}"))?;
+        let objects = objects(&text);
+        let parse = |(number, json): (usize, &&str)| {
+            let label = if objects.len() == 1 { label.to_string() } else { format!("{label}, run {}", number + 1) };
+            let run = Run::parse(json).with_context(|| format!("{label} is not a run of `echoloop bench`"))?;
+            Ok((label, run))
+        };
+        objects.iter().enumerate().map(parse).collect()
+    }
+
+    /// Reads the one run of a file; `-` is standard input.
+    ///
+    /// # Errors
+    ///
+    /// As [`Run::read_all`], and if there are several.
+    pub fn read(path: &Path) -> anyhow::Result<Run> {
+        let mut runs = Run::read_all(path)?;
+        ensure!(runs.len() == 1, "{} holds {} runs", path.display(), runs.len());
+        Ok(runs.remove(0).1)
     }
 
     /// Reads a run from its JSON.
@@ -610,6 +629,23 @@ const SIGNED: [&str; 1] = ["resident_per_connection"];
 
 /// The largest figure with a fraction that is believed. Sums of thousands of them are still far from infinity.
 const LARGEST_FIGURE: f64 = 1e20;
+
+/// The JSON objects of a text, of which each begins a line and ends one; all of it, if it has none.
+fn objects(text: &str) -> Vec<&str> {
+    let (mut objects, mut rest) = (Vec::new(), text);
+    while let Some(line) = rest.split_inclusive('\n').next() {
+        let mut length = line.len();
+        if line.trim_start().starts_with('{') {
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<serde::de::IgnoredAny>();
+            let is_whole = values.next().is_some_and(|value| value.is_ok());
+            let end = if is_whole { values.byte_offset() } else { rest.len() };
+            length = rest[end..].find('\n').map_or(rest.len(), |newline| end + newline + 1);
+            objects.push(&rest[..length]);
+        }
+        rest = &rest[length..];
+    }
+    if objects.is_empty() { vec![text] } else { objects }
+}
 
 /// Refuses figures that no run has. Whole numbers have bounds in their types.
 fn check_figures(json: &serde_json::Value) -> anyhow::Result<()> {
@@ -777,6 +813,23 @@ pub(super) mod tests {
             watched: None,
             search: None,
             criteria: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn runs_are_found_among_lines_of_a_log() {
+        let [one, two] = [sample("one", &[1_000_000]), sample("two", &[2_000_000])];
+        let pretty = |run: &Run| serde_json::to_string_pretty(run).unwrap();
+        let names = |text: &str| {
+            let runs = objects(text).into_iter().map(Run::parse).collect::<anyhow::Result<Vec<_>>>();
+            runs.map(|runs| runs.into_iter().map(|run| run.name).collect::<Vec<_>>())
+        };
+        let log = format!("late\n\n{}\nerror: {{\n{}\nthe end", pretty(&one), serde_json::to_string(&two).unwrap());
+        assert_eq!(names(&log).unwrap(), ["one", "two"]);
+        assert_eq!(names(&pretty(&one)).unwrap(), ["one"]);
+        let cut = log.replace("\n}\nerror", "\nerror");
+        for wrong in ["", "no run at all", &format!("{} and more", pretty(&one)), &cut, "{}"] {
+            assert!(names(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -256,7 +256,7 @@ Examples:
   echoloop report before.json after.json --html both.html     side by side, with ratios to the first
   echoloop report --merge node-*.json --json all.json         one test, made by several machines")]
 pub struct Report {
-    /// Runs, as `echoloop bench --json` wrote them; - is standard input
+    /// Runs, as `echoloop bench --json` wrote them; - is standard input. A file may hold several, among lines of a log
     #[arg(value_name = "FILE", required_unless_present = "schema")]
     pub files: Vec<PathBuf>,
 
