@@ -10,6 +10,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::*;
 use rustix::process::{Pid, Signal, kill_process};
@@ -59,9 +61,14 @@ impl Counterpart {
 
 impl Drop for Counterpart {
     fn drop(&mut self) {
-        // Not the strongest one at first: nginx has children.
-        self.signal(Signal::TERM);
-        wait_until("the counterpart ends", || self.has_ended());
+        // Not the strongest one at first: nginx has children, which it ends.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE && matches!(self.0.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -130,23 +137,24 @@ impl Haproxy {
 #[ignore = "needs haproxy"]
 fn haproxy_tells_clients_in_both_versions() {
     for (version, keyword) in [(1, "send-proxy"), (2, "send-proxy-v2")] {
-        let flags = ["-v", "--proxy-from", "127.0.0.1", "--deny", "127.0.0.66", "--accept-limit", "3"];
-        let mut server = Server::start(&flags);
+        let mut server = Server::start(&["-v", "--proxy-from", "127.0.0.1", "--deny", "127.0.0.66"]);
         let (front, back) = (free_port(FRONT[0]), server.addr());
-        // Its checks open connections too, and tell in the header that nobody is spoken for.
+        // Its checks open connections too: LOCAL in version 2, and in version 1 they speak for themselves.
         let haproxy = Haproxy::start(&format!(
             "listen echo\n  bind {front}\n  server one {back} {keyword} check check-send-proxy inter 50ms fastinter 50ms"
         ));
         wait_until("its checks pass", || haproxy.status("one").starts_with("UP"));
-        wait_until("there are several", || server.log().matches("closed").count() >= 3 || server.has_ended());
-        assert!(!server.has_ended(), "version {version}: checks use up the accept limit\n{}", server.log());
+        wait_until("there are several", || server.log().matches("closed").count() >= 3);
         for client in ["127.0.0.7", "127.0.0.8"] {
             let mut peer = dial_from(client, front);
             ping(&mut peer, format!("from {client}").as_bytes());
             server.wait_for_log(client);
         }
         assert_eq!(answer(dial_from("127.0.0.66", front), b"let me in"), None, "version {version}: it is denied");
-        assert_eq!(answer(dial(back), b"PROXY TCP4 1.1.1.1 1.1.1.1 1 1\r\nhi").as_deref(), None);
+        assert!(haproxy.status("one").starts_with("UP"));
+        drop(haproxy);
+        let log = server.stop();
+        assert!(!log.contains("header"), "version {version}: none is malformed or late\n{log}");
     }
 }
 
@@ -164,7 +172,8 @@ fn haproxy_moves_clients_away_during_stop_delay() {
     let status = |name: &str, status: &str| {
         wait_until(&format!("{name} is {status}"), || haproxy.status(name).starts_with(status));
     };
-    ["one", "two"].map(|name| status(name, "UP"));
+    status("one", "UP");
+    status("two", "UP");
     let mut before: Vec<_> = (0..10).map(|_| dial(front)).collect();
     before.iter_mut().for_each(|peer| ping(peer, b"before"));
     assert!(servers.iter().all(|server| server.connections() >= 5));
@@ -297,7 +306,8 @@ fn activated(args: &[&str], trigger: &Path, lines: usize) -> (Counterpart, Vec<S
 fn systemd_hands_over_several_named_sockets() {
     let directory = tempfile::tempdir().unwrap();
     let (first, second) = (directory.path().join("first"), directory.path().join("second"));
-    let args = ["-l", "127.0.0.1:0", "-l", "[::1]:0", "-l", second.to_str().unwrap(), "--fdname=a:tcp4:tcp6:b"];
+    let [v4, v6] = ["127.0.7.5", "::1"].map(|host| free_port(host).to_string());
+    let args = ["-l", &v4, "-l", &v6, "-l", second.to_str().unwrap(), "--fdname=a:tcp4:tcp6:b"];
     let (mut started, endpoints, peer) = activated(&args, &first, 4);
     assert_eq!(endpoints[0], format!("unix:{}", first.display()));
     assert_eq!(endpoints[3], format!("unix:{}", second.display()));
@@ -315,14 +325,14 @@ fn systemd_hands_over_several_named_sockets() {
 #[test]
 #[ignore = "needs systemd-socket-activate"]
 fn systemd_hands_over_datagram_sockets() {
-    let sockets = ["127.0.7.5", "127.0.7.6"].map(|host| UdpSocket::bind((host, 0)).unwrap().local_addr().unwrap());
+    let sockets = ["127.0.7.6", "127.0.7.7"].map(|host| UdpSocket::bind((host, 0)).unwrap().local_addr().unwrap());
     let mut command = Command::new("systemd-socket-activate");
     command.arg("--datagram").args(["--fdname=a:b"]);
     sockets.iter().for_each(|socket| _ = command.arg("-l").arg(socket.to_string()));
     command.args([ECHOLOOP, "serve"]).stdout(Stdio::piped());
     let mut started = Counterpart::start(&mut command);
     let port = UdpSocket::bind("127.0.0.1:0").unwrap();
-    port.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+    port.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     for socket in sockets {
         let mut echo = [0; 100];
         wait_until("a datagram is answered", || {
