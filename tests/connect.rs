@@ -441,3 +441,72 @@ fn unanswered_datagrams_end_whatever_their_number() {
         }
     });
 }
+
+#[test]
+fn greetings_and_other_answers_are_no_echo() {
+    let server = Server::start(&["--greeting", "welcome to a server that greets"]);
+    for flags in [&["connect"][..], &["connect", "--terminator", "world"]] {
+        let outcome = ends(&[flags, &[&server.addr().to_string()]].concat(), b"hello\nworld\n");
+        let output = String::from_utf8_lossy(&outcome.stdout);
+        assert_eq!(output, "welcome to a server that greets\nhello\nworld\n", "{flags:?}");
+        assert_eq!(outcome.status.code(), Some(0), "{flags:?}");
+    }
+    let (addresses, _directory) = peers(|peer| {
+        let mut sent = [0; 12];
+        let _ = peer.read_exact(&mut sent);
+        let _ = peer.write_all(&[b'z'; 12]);
+    });
+    for address in &addresses {
+        fails(address, b"hello\nworld\n", &["12 bytes not echoed"]);
+    }
+}
+
+#[test]
+fn a_datagram_that_comes_twice_is_one() {
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    let address = format!("udp:{}", peer.local_addr().unwrap());
+    let twice = thread::spawn(move || {
+        let mut buffer = [0; 100];
+        let (length, from) = peer.recv_from(&mut buffer).unwrap();
+        (0..2).for_each(|_| _ = peer.send_to(&buffer[..length], from).unwrap());
+        peer
+    });
+    fails(&address, b"one\ntwo\n", &["1 datagrams did not come back"]);
+    twice.join().unwrap();
+}
+
+#[test]
+fn an_urgent_byte_is_printed_in_its_place() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let speaks = thread::spawn(move || {
+        let peer = socket2::Socket::from(listener.accept().unwrap().0);
+        assert_eq!(peer.send(b"aaa").unwrap(), 3);
+        assert_eq!(peer.send_out_of_band(b"!").unwrap(), 1);
+        assert_eq!(peer.send(b"bbb").unwrap(), 3);
+    });
+    let outcome = ends(&["connect", &address], b"");
+    assert_eq!(String::from_utf8_lossy(&outcome.stdout), "aaa!bbb");
+    speaks.join().unwrap();
+}
+
+#[test]
+#[ignore = "needs namespaces (unshare(1)): names are the machine's"]
+fn a_name_whose_first_address_is_silent_is_reached() {
+    let directory = tempfile::tempdir().unwrap();
+    let hosts = directory.path().join("hosts");
+    std::fs::write(&hosts, "127.0.0.1 two.example\n127.0.0.2 two.example\n").unwrap();
+    for (served, silent) in [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")] {
+        let server = Server::start_on(&[&format!("udp:{served}:0")], &[]);
+        let port = server.addr().port();
+        let _silent = UdpSocket::bind((silent, port)).unwrap();
+        let script = format!(
+            "mount --bind {} /etc/hosts && seq 40 | {ECHOLOOP} connect udp:two.example:{port}",
+            hosts.display()
+        );
+        let outcome = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&outcome.stderr), "");
+        assert_eq!(String::from_utf8_lossy(&outcome.stdout).lines().count(), 40);
+    }
+}

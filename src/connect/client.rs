@@ -13,6 +13,7 @@ use indicatif::HumanCount;
 use mio::Token;
 
 use super::console::Console;
+use super::echoed::Echoed;
 use super::input::{Input, Item, without_newline};
 use super::line::{Control, Line};
 use super::screen::Screen;
@@ -44,8 +45,7 @@ pub(super) struct Client<'a, S: Stream> {
     interactive: bool,
     prompted: bool,
     phase: Phase,
-    sent: u64,
-    received: u64,
+    echoed: Echoed,
     /// A bare word has been sent, and its newline is to be printed after its echo.
     newline_owed: bool,
     /// The next piece of input is in the middle of a line.
@@ -73,8 +73,7 @@ impl<'a, S: Stream> Client<'a, S> {
             interactive,
             prompted: false,
             phase: Phase::Talking,
-            sent: 0,
-            received: 0,
+            echoed: Echoed::new(),
             newline_owed: false,
             inside_line: false,
             input_failure: None,
@@ -143,7 +142,7 @@ impl<'a, S: Stream> Client<'a, S> {
 
     /// Whether all that was sent has come back.
     fn is_echoed(&self) -> bool {
-        self.received >= self.sent
+        self.echoed.missing() == 0
     }
 
     /// Whether something is to come from the peer: an echo, the text that is waited for, or its end.
@@ -164,7 +163,7 @@ impl<'a, S: Stream> Client<'a, S> {
             return;
         }
         screen.received(&reception.bytes);
-        self.received += reception.bytes.len() as u64;
+        self.echoed.received(&reception.bytes);
         self.silent_since = self.now;
         reception.bytes.clear();
     }
@@ -210,7 +209,7 @@ impl<'a, S: Stream> Client<'a, S> {
         let bytes = if self.config.no_newline { bare } else { piece };
         self.newline_owed = self.config.no_newline && line_ends;
         self.prompted = false;
-        self.sent += bytes.len() as u64;
+        self.echoed.sent(bytes);
         self.reactor.with(self.token, |_, transport, ()| transport.write(bytes));
     }
 
@@ -259,7 +258,7 @@ impl<'a, S: Stream> Client<'a, S> {
     /// never meant to be sent.
     fn missing(&self, input: &Input) -> u64 {
         let unsent = if self.phase == Phase::Leaving { 0 } else { input.waiting() };
-        self.sent.saturating_sub(self.received) + unsent
+        self.echoed.missing() + unsent
     }
 
     /// How it ended, with the connection gone. That is open as long as the input may yet say that there was more to send.

@@ -79,8 +79,8 @@ struct Client<'a> {
     ended: bool,
     input_failure: Option<io::Error>,
     prompted: bool,
-    /// Datagrams that are on their way, and those that were given up.
-    away: usize,
+    /// Datagrams that are on their way, and how many were given up.
+    away: Vec<Vec<u8>>,
     lost: u64,
     /// When the last datagram went or came.
     moved_at: Instant,
@@ -112,7 +112,7 @@ impl<'a> Client<'a> {
             ended: false,
             input_failure: None,
             prompted: false,
-            away: 0,
+            away: Vec::new(),
             lost: 0,
             moved_at: now,
             now,
@@ -123,7 +123,7 @@ impl<'a> Client<'a> {
 
     fn is_done(&self, console: &Console) -> bool {
         console.screen.expected() == Some(true)
-            || (self.ended && self.lines.is_empty() && self.away == 0 && !self.listens(console))
+            || (self.ended && self.lines.is_empty() && self.away.is_empty() && !self.listens(console))
     }
 
     /// Whether it waits for what nobody was asked for.
@@ -139,8 +139,13 @@ impl<'a> Client<'a> {
             self.writable |= readiness.writable;
         }
         self.receive(console)?;
-        if self.away > 0 && self.is_overdue() {
-            self.lost += std::mem::take(&mut self.away) as u64;
+        if self.is_overdue() && !self.away.is_empty() {
+            if self.others.is_empty() {
+                self.lost += self.away.drain(..).len() as u64;
+            } else {
+                let text = format!("no answer within {}", humantime::format_duration(self.timeout()));
+                self.turn_away(io::Error::new(ErrorKind::TimedOut, text), console)?;
+            }
         }
         self.send(input, console)?;
         self.prompt(input, console);
@@ -149,12 +154,12 @@ impl<'a> Client<'a> {
 
     /// How long nothing can be done unless something happens.
     fn sleep(&self, input: &Input, console: &Console) -> Option<Duration> {
-        let sends = self.writable && self.away < WINDOW && (!self.lines.is_empty() || self.takes_input(input));
+        let sends = self.writable && self.away.len() < WINDOW && (!self.lines.is_empty() || self.takes_input(input));
         let receives = self.readable && !console.screen.is_full();
         if sends || receives || self.is_prompt_due(input, console) {
             return Some(Duration::ZERO);
         }
-        let waits = self.away > 0 || (self.ended && self.listens(console));
+        let waits = !self.away.is_empty() || (self.ended && self.listens(console));
         waits.then(|| (self.moved_at + self.timeout()).saturating_duration_since(self.now))
     }
 
@@ -187,7 +192,11 @@ impl<'a> Client<'a> {
                     if self.config.no_newline {
                         console.screen.newline();
                     }
-                    self.away = self.away.saturating_sub(1);
+                    // One that comes twice, or is no echo, is none of another.
+                    let echo = &self.buffer[..length];
+                    if let Some(at) = self.away.iter().position(|away| away == echo) {
+                        self.away.remove(at);
+                    }
                     self.moved_at = self.now;
                     // This address answers: it is the one.
                     self.others.clear();
@@ -203,7 +212,7 @@ impl<'a> Client<'a> {
 
     /// Sends lines, as far as there are some and the window allows.
     fn send(&mut self, input: &mut Input, console: &mut Console) -> anyhow::Result<()> {
-        while self.writable && self.away < WINDOW {
+        while self.writable && self.away.len() < WINDOW {
             if self.lines.is_empty() && self.takes_input(input) {
                 let line = self.next_line(input)?;
                 self.lines.extend(line);
@@ -212,12 +221,12 @@ impl<'a> Client<'a> {
             match self.socket.send(line) {
                 Ok(_) => {
                     self.prompted = false;
-                    self.away += 1;
                     self.moved_at = self.now;
-                    let line = self.lines.pop_front();
+                    let Some(line) = self.lines.pop_front() else { return Ok(()) };
                     if !self.others.is_empty() {
-                        self.unanswered.extend(line);
+                        self.unanswered.push(line.clone());
                     }
+                    self.away.push(line);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -243,7 +252,7 @@ impl<'a> Client<'a> {
     }
 
     /// This address does not take datagrams: nobody listens there, as its kernel has said (udp(7), on errors of earlier
-    /// datagrams), or there is no route. The name's next one gets what was sent in vain.
+    /// datagrams), there is no route, or nothing has ever come from there. The name's next one gets what was sent in vain.
     fn turn_away(&mut self, error: io::Error, console: &mut Console) -> anyhow::Result<()> {
         let endpoint = Endpoint::Udp(self.socket.peer_addr()?);
         self.failures.0.push((endpoint, error));
@@ -251,7 +260,8 @@ impl<'a> Client<'a> {
             bail!(self.failures.explain(&self.config.address));
         };
         self.socket = socket;
-        (self.readable, self.writable, self.away, self.moved_at) = (true, true, 0, self.now);
+        (self.readable, self.writable, self.moved_at) = (true, true, self.now);
+        self.away.clear();
         for line in self.unanswered.drain(..).rev() {
             self.lines.push_front(line);
         }
@@ -259,7 +269,7 @@ impl<'a> Client<'a> {
     }
 
     fn is_prompt_due(&self, input: &Input, console: &Console) -> bool {
-        let waits = self.away == 0 && self.lines.is_empty() && !self.ended && input.peek().is_none();
+        let waits = self.away.is_empty() && self.lines.is_empty() && !self.ended && input.peek().is_none();
         console.interactive && waits && !self.prompted
     }
 

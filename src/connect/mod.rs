@@ -13,6 +13,7 @@ mod client;
 mod config;
 mod console;
 mod datagrams;
+mod echoed;
 mod input;
 mod line;
 mod race;

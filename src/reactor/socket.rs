@@ -47,6 +47,8 @@ impl Socket {
         let socket = socket2::Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
+        // An urgent byte is data in its place, for a client too (RFC 6093, 3).
+        socket.set_out_of_band_inline(true)?;
         if let Some(source) = source {
             defer_port(&socket)?;
             socket.bind(&SocketAddr::new(source, 0).into())?;

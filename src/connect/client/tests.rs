@@ -96,8 +96,7 @@ impl World {
         let client = &self.client;
         (
             self.wire.written().len(),
-            client.sent,
-            client.received,
+            client.echoed.missing(),
             client.phase,
             client.newline_owed,
             client.reactor.is_empty(),
