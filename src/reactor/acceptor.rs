@@ -190,6 +190,17 @@ impl<S> Acceptor<S> {
         }))
     }
 
+    /// Whether connections may be waiting that could be accepted if another one closed: there is no room, or no
+    /// descriptor.
+    pub fn needs_room(&self, connections: usize, max_connections: usize) -> bool {
+        let waits = |listener: &Listener<S>| {
+            listener.ready
+                && (connections >= max_connections
+                    || (listener.pause.until().is_some() && connections >= listener.connections_then))
+        };
+        self.limit != Some(0) && self.listeners.iter().flatten().any(waits)
+    }
+
     /// Whether a connection may be waiting in a backlog.
     pub fn is_ready(&self) -> bool {
         self.listeners.iter().flatten().any(|listener| listener.ready)

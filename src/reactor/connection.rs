@@ -322,6 +322,11 @@ impl<S: Stream> Connection<S> {
         self.is_closed().then(|| self.moved_at + timeout.as_millis() as Millis)
     }
 
+    /// Whether it only waits for the peer's end: everything was sent, and nothing is left to be read.
+    pub fn is_lingering(&self) -> bool {
+        self.output == Output::Shut && self.input == Input::Discarded && !self.readable
+    }
+
     /// Whether dropping the socket now would lose bytes that the peer is to have.
     pub fn would_lose_bytes(&self) -> bool {
         !self.is_connecting() && (self.output != Output::Shut || !self.outbound.is_empty())

@@ -266,7 +266,9 @@ fn replace_stale(path: &Path, socket: &socket2::Socket, address: &SockAddr) -> i
         _ => {}
     }
     match liveness(path) {
-        Liveness::Dead => fs::remove_file(path)?,
+        Liveness::Dead => fs::remove_file(path).map_err(|error| {
+            io::Error::new(error.kind(), format!("a socket file was left behind there, and cannot be removed: {error}"))
+        })?,
         Liveness::Gone => {}
         Liveness::Alive => return Err(in_use()),
         Liveness::Unknown(error) if error.kind() == ErrorKind::PermissionDenied => {

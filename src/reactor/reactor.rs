@@ -23,6 +23,9 @@ use super::transport::{Now, Transport};
 /// Memory that must be left before another connection is added, for what its protocol and its timers may take, in bytes.
 const HEADROOM: usize = 64 * 1024;
 
+/// How many connections give way to others in a turn.
+const MAX_GIVING_WAY: usize = 64;
+
 /// What a connection is doing, as far as can be seen from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Activity {
@@ -423,6 +426,20 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         }
     }
 
+    /// The connections that have had everything, and give way to others that wait in a backlog. Only at a stop: it has a
+    /// deadline, and those who wait would get nothing. At other times whoever waits can wait for the lingering close.
+    fn giving_way(&self) -> impl Iterator<Item = usize> + '_ {
+        let needed = self.draining && self.acceptor.needs_room(self.slots.len(), self.settings.max_connections);
+        let slots = needed.then(|| self.slots.iter().filter(|(_, slot)| slot.connection.is_lingering()));
+        slots.into_iter().flatten().map(|(key, _)| key)
+    }
+
+    fn give_way(&mut self) {
+        for key in self.giving_way().take(MAX_GIVING_WAY).collect::<Vec<_>>() {
+            self.remove(key, CloseReason::Finished);
+        }
+    }
+
     /// Accepts the connections that wait at the listeners, as far as there is room.
     fn accept(&mut self) {
         let mut acceptor = std::mem::replace(&mut self.acceptor, Acceptor::new());
@@ -507,11 +524,12 @@ impl<S: Stream, P: Protocol<S>> Source for Reactor<S, P> {
             self.serve(key as usize);
         }
         self.expire();
+        self.give_way();
         self.accept();
     }
 
     fn sleep(&self, now: Instant) -> Option<Duration> {
-        if !self.ready.is_empty() {
+        if !self.ready.is_empty() || self.giving_way().next().is_some() {
             return Some(Duration::ZERO);
         }
         let idle = self.idle.as_ref().and_then(|(_, wheel)| wheel.next_due());

@@ -281,6 +281,25 @@ fn a_stop_serves_the_whole_backlog() {
 }
 
 #[test]
+fn a_stop_serves_the_backlog_of_lingering_peers() {
+    // None of them closes its side; there is room for three, or descriptors are short.
+    for (max_connections, short) in [(3, false), (1000, true)] {
+        let mut world = World::new(Config::default(), max_connections);
+        world.door.queue(200);
+        let wires: Vec<_> = world.door.0.borrow().waiting.iter().cloned().collect();
+        wires.iter().for_each(|wire| wire.arrive(b"in time"));
+        if short {
+            world.door.0.borrow_mut().descriptors = Some(3);
+        }
+        world.service.stop(world.now);
+        world.settle();
+        let served = wires.iter().filter(|wire| wire.written() == b"in time" && wire.shut()).count();
+        assert_eq!(served, 200);
+        assert!(!world.service.is_done(), "the last ones are given their time");
+    }
+}
+
+#[test]
 fn what_a_stop_cannot_send_is_told_by_a_reset() {
     let mut world = World::new(Config::default(), 10);
     world.door.queue(1);
