@@ -407,14 +407,23 @@ fn few_descriptors_are_shared_or_refused_with_the_remedy() {
 #[test]
 #[ignore = "needs namespaces (unshare(1)): the resolver's configuration is the machine's"]
 fn signal_ends_process_one_that_waits_for_names() {
+    for command in ["serve", "connect", "bench"] {
+        waits_for_names_until_signalled(command);
+    }
+}
+
+fn waits_for_names_until_signalled(command: &str) {
     let directory = tempfile::tempdir().unwrap();
     let resolver = directory.path().join("resolv.conf");
     fs::write(&resolver, "nameserver 127.0.0.1\n").unwrap();
-    // A name server that never answers.
+    // A name server that never answers. It listens before it is asked.
+    let ready = directory.path().join("ready");
     let script = format!(
-        "mount --bind {} /etc/resolv.conf && ip link set lo up && \
-         {{ {ECHOLOOP} serve udp:127.0.0.1:53 --deny 127.0.0.0/8 & exec {ECHOLOOP} serve name.example:7; }}",
-        resolver.display()
+        "mount --bind {resolver} /etc/resolv.conf && ip link set lo up && mkfifo {ready} && \
+         {{ {ECHOLOOP} serve udp:127.0.0.1:53 --deny 127.0.0.0/8 > {ready} & }} && read line < {ready} && \
+         exec {ECHOLOOP} {command} name.example:7",
+        resolver = resolver.display(),
+        ready = ready.display()
     );
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &script]);

@@ -311,7 +311,8 @@ mod tests {
         let flags = ["echoloop bench example.org:7 --warm-up 0s -n 100", flags].join(" ");
         let cli = crate::cli::Cli::parse_from(flags.split_whitespace());
         let crate::cli::Command::Bench(flags) = cli.command else { unreachable!() };
-        crate::bench::run_over(flags.config(), routes.to_vec())
+        let loop_parts = crate::bench::machine::take_signals(flags.config())?;
+        crate::bench::run_over(flags.config(), loop_parts, routes.to_vec())
     }
 
     /// A route to a server that echoes, with the number of connections that it has accepted.

@@ -56,6 +56,14 @@ pub(super) trait World {
     fn wait(&mut self, sleep: Duration, ready: &mut Vec<Readiness>) -> io::Result<(Instant, Option<Request>)>;
 }
 
+/// The poll, and the signals on it. To be called before anything that may take long, as the resolver may: from here on
+/// a signal ends the process, process 1 too.
+pub(super) fn take_signals(config: &Config) -> anyhow::Result<(Poller, StopSignals)> {
+    let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;
+    let signals = StopSignals::new(poller.registry())?;
+    Ok((poller, signals))
+}
+
 /// The machine.
 pub(super) struct Machine {
     poller: Poller,
@@ -68,7 +76,7 @@ pub(super) struct Machine {
 
 impl Machine {
     /// Makes sure that what is asked for can be had, before anything is opened.
-    pub fn new(config: &Config, routes: Vec<Route>) -> anyhow::Result<Self> {
+    pub fn new(config: &Config, (poller, signals): (Poller, StopSignals), routes: Vec<Route>) -> anyhow::Result<Self> {
         let open_files = limits::raise_open_files();
         check_target(config, &routes[0].target)?;
         let routes = match routes[0].target {
@@ -78,8 +86,6 @@ impl Machine {
             }
             _ => routes,
         };
-        let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;
-        let signals = StopSignals::new(poller.registry())?;
         // One for the window, and one for the waiting after it.
         signals.allow_stops(2);
         signals.watch(true);

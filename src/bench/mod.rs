@@ -43,6 +43,9 @@ use driver::{Driver, Outcome, Pace};
 use machine::{Machine, World};
 use watch::{Precision, Usage, Watch};
 
+use crate::reactor::Poller;
+use crate::signals::StopSignals;
+
 pub use config::Config;
 pub use criterion::Criterion;
 pub use dial::{Family, Sources};
@@ -61,14 +64,15 @@ pub use summary::{
 ///
 /// If no connection can be had, or what is asked for is more than the limits of this machine allow.
 pub fn run(config: &Config) -> anyhow::Result<Run> {
+    let loop_parts = machine::take_signals(config)?;
     let sources = config.sources.clone().unwrap_or_default();
-    run_over(config, dial::routes(&config.address, config.family(), &sources)?)
+    run_over(config, loop_parts, dial::routes(&config.address, config.family(), &sources)?)
 }
 
 /// The same, over routes that have been found.
-fn run_over(config: &Config, routes: Vec<Route>) -> anyhow::Result<Run> {
+fn run_over(config: &Config, loop_parts: (Poller, StopSignals), routes: Vec<Route>) -> anyhow::Result<Run> {
     let watch = config.watch_pid.map(|pid| Watch::new(pid, &routes)).transpose()?;
-    let machine = Machine::new(config, routes)?;
+    let machine = Machine::new(config, loop_parts, routes)?;
     let (datagrams, max_closing, open_files) =
         (machine.is_datagrams(), machine.max_closing(config), machine.open_files);
     let mut driver = Driver::new(config, machine, datagrams, max_closing, ProgressBar::new(0));
