@@ -478,7 +478,8 @@ impl Rates {
 /// Conversations that have no end. Another service that sends back what it is sent looks like a client that sends the same
 /// datagram again and again, each as soon as it has its answer; two of them keep one datagram going without end, which anybody
 /// can give them with a forged sender. So one that has come from the same source many times, for a long time, without a break, is
-/// left unanswered once: a client has lost a datagram, as may happen, and a loop has ended.
+/// left unanswered for a moment, in which all copies that go round come by: a client has lost datagrams, as may happen,
+/// and the loops have ended.
 ///
 /// What is remembered is in a table of a fixed size, by a hash, and a datagram costs one look into it. One that has come
 /// once only leaves its slot to the next but one, so that a busy client whose datagrams all differ does not keep a loop
@@ -497,12 +498,15 @@ struct Repeated {
     last: u32,
     count: u32,
     challenged: bool,
+    /// It is left unanswered for a moment that began with the first.
+    muted: bool,
 }
 
 /// Slots of the table: more than datagrams fit into a socket's buffer at the usual size, which is all that can go round.
 const LOOP_SLOTS: usize = 4096;
 
-/// A datagram that comes again after more than this has not come without a break: a loop that slow does no harm.
+/// A datagram that comes again after more than this has not come without a break: a loop that slow does no harm. And so
+/// long it is left unanswered, so that all loops that are faster end.
 const LOOP_BREAK: u32 = 250;
 
 /// How many times, and for how many milliseconds, the same datagram is answered without a break.
@@ -522,14 +526,18 @@ impl Loops {
         if goes_on && slot.hash == hash {
             slot.last = now;
             slot.count = slot.count.saturating_add(1);
-            if slot.count > LOOP_COUNT && now.wrapping_sub(slot.first) >= LOOP_TIME {
-                *slot = Repeated::default();
+            let age = now.wrapping_sub(slot.first);
+            slot.muted &= age < LOOP_BREAK;
+            if slot.muted || (slot.count > LOOP_COUNT && age >= LOOP_TIME) {
+                if !slot.muted {
+                    *slot = Repeated { hash, first: now, last: now, count: 1, challenged: false, muted: true };
+                }
                 return true;
             }
         } else if goes_on && (slot.count > 1 || !slot.challenged) {
             slot.challenged = true;
         } else {
-            *slot = Repeated { hash, first: now, last: now, count: 1, challenged: false };
+            *slot = Repeated { hash, first: now, last: now, count: 1, challenged: false, muted: false };
         }
         false
     }
@@ -753,6 +761,8 @@ mod tests {
         assert!(time < Duration::from_secs(10), "many at once {time:?}");
         let (_, time) = bounce(&[b"same", b"same", b"", b""], micros(40), 0);
         assert!(time < Duration::from_secs(10), "{time:?}");
+        let (_, time) = bounce(&[&b"same"[..]; 200], micros(1), 0);
+        assert!(time < Duration::from_secs(5), "many of the same {time:?}");
         let (answers, _) = bounce(&[b"far away"], Duration::from_millis(10), 0);
         assert!(answers < 2500, "{answers}");
     }
