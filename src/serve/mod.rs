@@ -38,7 +38,7 @@ use crate::reactor::address::{DEFAULT, Endpoint};
 use crate::reactor::socket::Socket;
 use crate::reactor::{Poller, Source, UdpPort, check_backlog, shortest};
 use crate::signals::{Request, StopSignals};
-use crate::{limits, stdio};
+use crate::{escape, limits, stdio};
 use admin::Admin;
 use echo::SharedPrinter;
 use fault::SharedCounters;
@@ -223,6 +223,8 @@ impl<P: StreamService<Socket>> Server<P> {
             Endpoint::Tcp(address) => format!("inside: http://{address}/"),
             other => format!("inside: {other}"),
         }));
+        // A path may hold anything, and a line is a line.
+        let lines: Vec<_> = lines.iter().map(|line| escape::text(line).to_string()).collect();
         // Standard output may lead nowhere.
         lines.iter().for_each(|line| debug!("{line}"));
         let mut printer = self.printer.borrow_mut();
@@ -242,7 +244,8 @@ impl<P: StreamService<Socket>> Server<P> {
     /// If the poll fails, which it does not in a process that leaves the server's descriptors alone.
     pub fn run(&mut self) -> io::Result<Ending> {
         let endpoints: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
-        self.supervisor.ready(&format!("serving on {}", endpoints.join(", ")), Instant::now());
+        let endpoints = escape::text(&endpoints.join(", ")).to_string();
+        self.supervisor.ready(&format!("serving on {endpoints}"), Instant::now());
         while !self.service.is_done() {
             let before = Instant::now();
             let freeze = self.freezing.as_ref().map(|it| it.next.saturating_duration_since(before));
