@@ -103,7 +103,7 @@ impl StopSignals {
             let (mut requests, sender) = UnixStream::pair()?;
             registry.register(&mut requests, TOKEN, Interest::READABLE)?;
             let (wakes, waker) = StdUnixStream::pair()?;
-            let signals = SignalDelivery::with_pipe(wakes, waker, SignalOnly::default(), wanted(ignored()))?;
+            let signals = SignalDelivery::with_pipe(wakes, waker, SignalOnly, wanted(ignored()))?;
             unblock()?;
             let watched = Arc::new(AtomicBool::new(false));
             let stops = Arc::new(AtomicUsize::new(1));
@@ -274,7 +274,7 @@ mod tests {
         let (_, waker) = StdUnixStream::pair().unwrap();
         let unreadable = std::fs::File::create("/dev/null").unwrap();
         let ours = signal_hook::consts::SIGWINCH; // which nobody else minds
-        let mut signals = SignalDelivery::with_pipe(unreadable, waker, SignalOnly::default(), [ours]).unwrap();
+        let mut signals = SignalDelivery::with_pipe(unreadable, waker, SignalOnly, [ours]).unwrap();
         signal_hook::low_level::raise(ours).unwrap();
         assert_eq!(next(&mut signals), [ours]);
         assert!(next(&mut signals).is_empty());

@@ -8,7 +8,9 @@
 //!   been called, writing says EFBIG instead (setrlimit(2)), which is a full disk and no more.
 //! - A reader may have seen enough (`| head -1`). Writing says EPIPE, for Rust ignores SIGPIPE; that is no failure of the
 //!   program, as it is if the disk is full. [`has_left`] tells the two apart.
-//! - A stream may be closed. Rust opens it on `/dev/null` before `main`, so that no socket gets a number below 3.
+//! - A stream may be closed. Rust opens it on `/dev/null` before `main`, so that no socket gets a number below 3. It
+//!   cannot be told from a `/dev/null` that others have opened for reading and writing, as daemon(3), Python's
+//!   `subprocess.DEVNULL` and Node.js do, and is treated as one: input has ended, and output is not missed.
 //!
 //! All of this *waits*, as long as a reader takes. An event loop says what it has to say through an
 //! [`Outlet`](crate::outlet::Outlet) instead.

@@ -9,7 +9,7 @@ use memchr::memchr;
 
 /// Bytes that are remembered until they have come back. If more are under way, at a server that keeps much, they are only
 /// counted from there on: memory is constant.
-const REMEMBERED: usize = 8 << 20;
+const REMEMBERED: usize = 4 << 20;
 
 /// What has been sent, and has not come back.
 #[derive(Debug)]
