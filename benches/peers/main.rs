@@ -4,7 +4,7 @@
 //! what disturbs the machine disturbs all of them alike, and ratios are taken within a round. Server and load are
 //! pinned to a core each where there are two.
 //!
-//! This module runs servers and load; `results` is what comes of it. It does not know how a server works.
+//! `scenarios` are the ways to load them, `servers` how each is started, `run` the rounds, `results` what comes of them.
 
 #[cfg(not(target_os = "linux"))]
 fn main() {
@@ -20,9 +20,19 @@ mod epoll;
 #[cfg(target_os = "linux")]
 mod io_uring;
 #[cfg(target_os = "linux")]
+mod listening;
+#[cfg(target_os = "linux")]
+mod load;
+#[cfg(target_os = "linux")]
 mod results;
 #[cfg(target_os = "linux")]
 mod run;
+#[cfg(target_os = "linux")]
+mod scenarios;
+#[cfg(target_os = "linux")]
+mod servers;
+#[cfg(target_os = "linux")]
+mod targets;
 #[cfg(target_os = "linux")]
 mod tokio_tasks;
 

@@ -1,17 +1,18 @@
 //! What came of the rounds: figures, their ratios to the first server's, and the tables that show them.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::Path;
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::HumanCount;
+use indicatif::{BinaryBytes, HumanCount};
 use serde::{Deserialize, Serialize};
 
+use crate::targets::TARGETS;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const BEGIN: &str = "<!-- the table of `cargo bench --bench peers -- docs` begins -->\n";
-const END: &str = "<!-- the table ends -->\n";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Results {
@@ -20,9 +21,6 @@ pub struct Results {
     pub processors: usize,
     /// Server and load had a core each.
     pub pinned: bool,
-    pub rounds: u64,
-    /// How long a server was measured in a round.
-    pub seconds: f64,
     pub scenarios: Vec<Scenario>,
 }
 
@@ -30,8 +28,13 @@ pub struct Results {
 pub struct Scenario {
     pub name: String,
     pub about: String,
-    /// It is the memory that counts, and not messages.
-    pub memory: bool,
+    pub rounds: u64,
+    /// How long a server was measured in a round.
+    pub seconds: f64,
+    /// It is among those of which messages per second are the figure.
+    pub plain: bool,
+    /// What is looked at. The first is what it is about.
+    pub measures: Vec<Measure>,
     /// The first is what the others are compared with.
     pub peers: Vec<Peer>,
 }
@@ -51,20 +54,82 @@ pub enum Outcome {
     LeftOut(String),
 }
 
-/// What one round found of one server.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Figures {
+/// What can be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Measure {
     /// Replies per second.
-    pub rate: f64,
-    pub p50_us: f64,
-    pub p99_us: f64,
-    /// Processor time of the server for each message, in microseconds; null if it is more than one process.
-    pub cpu_us: Option<f64>,
-    /// Resident memory of the server for each connection; null if it is more than one process.
-    pub bytes_per_connection: Option<f64>,
+    #[serde(rename = "rate")]
+    Rate,
+    #[serde(rename = "p50_us")]
+    P50,
+    #[serde(rename = "p99_us")]
+    P99,
+    #[serde(rename = "p99_9_us")]
+    P999,
+    /// Processor time of the server for each message, in microseconds.
+    #[serde(rename = "cpu_us")]
+    Cpu,
+    /// Resident memory of the server for each connection.
+    #[serde(rename = "bytes_per_connection")]
+    Memory,
+    /// Bytes per second of the bulk beside the messages that are measured.
+    #[serde(rename = "bulk_bytes_per_second")]
+    Bulk,
+    /// Until all had their echo, in milliseconds.
+    #[serde(rename = "all_echoed_ms")]
+    AllEchoed,
+    /// What resident memory grew by, in bytes.
+    #[serde(rename = "growth_bytes")]
+    Growth,
+}
+
+impl Measure {
+    /// What it is called, with its unit.
+    pub fn title(self) -> &'static str {
+        match self {
+            Measure::Rate => "messages/s",
+            Measure::P50 => "p50 us",
+            Measure::P99 => "p99 us",
+            Measure::P999 => "p99.9 us",
+            Measure::Cpu => "CPU us/message",
+            Measure::Memory => "B/connection",
+            Measure::Bulk => "bulk B/s",
+            Measure::AllEchoed => "ms until all",
+            Measure::Growth => "growth",
+        }
+    }
+
+    /// Whether more of it is better.
+    pub fn more_is_better(self) -> bool {
+        matches!(self, Measure::Rate | Measure::Bulk)
+    }
+
+    /// Whether it may be nothing, so that a ratio tells nothing.
+    fn is_absolute(self) -> bool {
+        matches!(self, Measure::Memory | Measure::Growth)
+    }
+
+    /// A number of it, with as many digits as tell something.
+    pub fn show(self, number: f64) -> String {
+        match self {
+            Measure::Bulk => format!("{}/s", BinaryBytes(number as u64)),
+            Measure::Growth => BinaryBytes(number.max(0.0) as u64).to_string(),
+            _ if number >= 100.0 => HumanCount(number as u64).to_string(),
+            _ if number >= 10.0 => format!("{number:.1}"),
+            _ => format!("{number:.2}"),
+        }
+    }
+}
+
+/// What one round found of one server.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Figures {
+    /// What could not be looked at is not there.
+    #[serde(flatten)]
+    pub values: BTreeMap<Measure, f64>,
     /// How often wrong bytes came back.
     pub mismatches: u64,
-    /// What else went wrong: connections refused, reset, timed out.
+    /// What else went wrong: connections refused, reset, timed out; datagrams lost.
     pub errors: u64,
 }
 
@@ -87,15 +152,22 @@ impl Spread {
 }
 
 impl Peer {
-    fn rounds(&self) -> &[Figures] {
+    pub fn rounds(&self) -> &[Figures] {
         match &self.outcome {
             Outcome::Measured(rounds) => rounds,
             Outcome::LeftOut(_) => &[],
         }
     }
 
-    fn median(&self, figure: impl Fn(&Figures) -> f64) -> Option<f64> {
-        Spread::of(self.rounds().iter().map(figure)).map(|spread| spread.median)
+    pub fn spread(&self, measure: Measure) -> Option<Spread> {
+        Spread::of(self.rounds().iter().filter_map(|figures| figures.values.get(&measure).copied()))
+    }
+
+    /// A figure's ratio to another's, taken round by round.
+    pub fn ratio(&self, other: &Peer, measure: Measure) -> Option<Spread> {
+        let pairs = self.rounds().iter().zip(other.rounds());
+        let values = pairs.map(|(this, other)| (this.values.get(&measure), other.values.get(&measure)));
+        Spread::of(values.filter_map(|(this, other)| Some(this? / other?)))
     }
 }
 
@@ -104,57 +176,32 @@ impl Scenario {
         self.peers.iter().find(|peer| peer.name == name)
     }
 
-    /// A figure's ratio to the first server's, taken round by round.
-    pub fn ratio(&self, peer: &Peer, figure: impl Fn(&Figures) -> f64) -> Option<Spread> {
-        let first = self.peers.first()?.rounds();
-        Spread::of(peer.rounds().iter().zip(first).map(|(this, first)| figure(this) / figure(first)))
+    /// A figure's ratio to the first server's.
+    pub fn ratio(&self, peer: &Peer, measure: Measure) -> Option<Spread> {
+        peer.ratio(self.peers.first()?, measure)
     }
 
     /// All servers and figures of this scenario.
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        if self.memory {
-            table.set_header(["", "B/connection", "ratio", "errors"]);
-        } else {
-            let mut header = vec!["", "messages/s", "ratio", "min-max", "p50 us", "p99 us", "ratio"];
-            header.extend(["CPU us/message", "ratio", "min-max", "B/connection", "mismatches", "errors"]);
-            table.set_header(header);
-        }
+        let measures = self.measures.iter().flat_map(|measure| [measure.title(), "ratio (min-max)"]);
+        table.set_header(std::iter::once("").chain(measures).chain(["mismatches", "errors"]));
         for peer in &self.peers {
             if let Outcome::LeftOut(reason) = &peer.outcome {
                 table.add_row([peer.name.clone(), format!("({reason})")]);
                 continue;
             }
-            let sum = |figure: fn(&Figures) -> u64| peer.rounds().iter().map(figure).sum::<u64>().to_string();
-            let ratio = |figure: fn(&Figures) -> f64| {
-                let spread = self.ratio(peer, figure);
-                let number = spread.map_or("-".to_owned(), |spread| format!("{:.3}", spread.median));
-                (number, spread.map_or("-".to_owned(), |spread| format!("{:.2}-{:.2}", spread.least, spread.most)))
-            };
-            let bytes = show(peer.median(|figures| figures.bytes_per_connection.unwrap_or(f64::NAN)));
-            if self.memory {
-                let (share, _) = ratio(|figures| figures.bytes_per_connection.unwrap_or(f64::NAN));
-                table.add_row([peer.name.clone(), bytes, share, sum(|figures| figures.errors)]);
-                continue;
+            let mut row = vec![peer.name.clone()];
+            for &measure in &self.measures {
+                row.push(peer.spread(measure).map_or("-".to_owned(), |spread| measure.show(spread.median)));
+                let ratio = self.ratio(peer, measure);
+                row.push(ratio.map_or("-".to_owned(), |Spread { median, least, most }| {
+                    format!("{median:.3} ({least:.2}-{most:.2})")
+                }));
             }
-            let ((rate, rates), (cpu, cpus)) =
-                (ratio(|figures| figures.rate), ratio(|figures| figures.cpu_us.unwrap_or(f64::NAN)));
-            let row = [
-                peer.name.clone(),
-                show(peer.median(|figures| figures.rate)),
-                rate,
-                rates,
-                show(peer.median(|figures| figures.p50_us)),
-                show(peer.median(|figures| figures.p99_us)),
-                ratio(|figures| figures.p99_us).0,
-                show(peer.median(|figures| figures.cpu_us.unwrap_or(f64::NAN))),
-                cpu,
-                cpus,
-                bytes,
-                sum(|figures| figures.mismatches),
-                sum(|figures| figures.errors),
-            ];
+            let sum = |figure: fn(&Figures) -> u64| peer.rounds().iter().map(figure).sum::<u64>().to_string();
+            row.extend([sum(|figures| figures.mismatches), sum(|figures| figures.errors)]);
             table.add_row(row);
         }
         for column in table.column_iter_mut().skip(1) {
@@ -164,18 +211,8 @@ impl Scenario {
     }
 }
 
-/// A number with as many digits as tell something.
-fn show(number: Option<f64>) -> String {
-    match number {
-        None => "-".to_owned(),
-        Some(number) if number >= 100.0 => HumanCount(number as u64).to_string(),
-        Some(number) if number >= 10.0 => format!("{number:.1}"),
-        Some(number) => format!("{number:.2}"),
-    }
-}
-
 impl Results {
-    pub fn new(pinned: bool, rounds: u64, seconds: f64) -> Self {
+    pub fn new(pinned: bool) -> Self {
         let system = rustix::system::uname();
         let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
         Results {
@@ -189,8 +226,6 @@ impl Results {
             ),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             pinned,
-            rounds,
-            seconds,
             scenarios: Vec::new(),
         }
     }
@@ -201,77 +236,154 @@ impl Results {
             .with_context(|| format!("{} is not what `cargo bench --bench peers` writes", path.display()))
     }
 
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        fs::write(path, serde_json::to_string_pretty(self)?).with_context(|| format!("cannot write {}", path.display()))
+    }
+
     pub fn mismatches(&self) -> u64 {
         let peers = self.scenarios.iter().flat_map(|scenario| &scenario.peers);
         peers.flat_map(Peer::rounds).map(|figures| figures.mismatches).sum()
     }
 
-    /// The names of all servers that were measured anywhere, in the order in which they come.
-    pub fn names(&self) -> Vec<&str> {
+    fn scenario(&self, name: &str) -> Option<&Scenario> {
+        self.scenarios.iter().find(|scenario| scenario.name == name)
+    }
+
+    /// The names of all servers that were measured in one of `scenarios`, in the order in which they come.
+    fn names<'a>(scenarios: &[&'a Scenario]) -> Vec<&'a str> {
         let mut names: Vec<&str> = Vec::new();
-        for peer in self.scenarios.iter().flat_map(|scenario| &scenario.peers) {
+        for peer in scenarios.iter().flat_map(|scenario| &scenario.peers) {
             if !peer.rounds().is_empty() && !names.contains(&peer.name.as_str()) {
                 names.push(&peer.name);
             }
         }
         // One that is for one scenario alone comes where that scenario has it.
         let order = |name: &&str| {
-            let place = |scenario: &Scenario| scenario.peers.iter().position(|peer| peer.name == **name);
-            self.scenarios.iter().filter_map(place).max()
+            let place = |scenario: &&Scenario| scenario.peers.iter().position(|peer| peer.name == **name);
+            scenarios.iter().filter_map(place).max()
         };
         names.sort_by_key(order);
         names
     }
 
-    /// One table of the figures that matter most in each scenario, for a page.
-    fn markdown(&self) -> String {
+    /// A table of some figures, for a page: the first server's in their units, and the others' against them.
+    fn figures(columns: &[(&Scenario, Measure)]) -> String {
         let mut table = Table::new();
         table.load_style(presets::ASCII_MARKDOWN);
-        let column =
-            |scenario: &Scenario| if scenario.memory { "B/idle connection".into() } else { scenario.name.clone() };
-        table.set_header(std::iter::once(String::new()).chain(self.scenarios.iter().map(column)));
-        for (number, name) in self.names().into_iter().enumerate() {
-            let cell = |scenario: &Scenario| {
+        let header = columns.iter().map(|(scenario, measure)| match (scenario.plain, measure) {
+            (true, Measure::Memory) => "B/idle connection".to_owned(),
+            (true, _) => scenario.name.clone(),
+            (false, _) => format!("{}: {}", scenario.name, measure.title()),
+        });
+        table.set_header(std::iter::once(String::new()).chain(header));
+        let scenarios: Vec<&Scenario> = columns.iter().map(|(scenario, _)| *scenario).collect();
+        for (number, name) in Self::names(&scenarios).into_iter().enumerate() {
+            let cell = |&(scenario, measure): &(&Scenario, Measure)| {
                 let Some(peer) = scenario.peer(name) else { return String::new() };
-                if scenario.memory {
-                    return show(peer.median(|figures| figures.bytes_per_connection.unwrap_or(f64::NAN)));
-                }
-                if number == 0 {
-                    return peer
-                        .median(|figures| figures.rate)
-                        .map_or("-".into(), |rate| format!("{}/s", HumanCount(rate as u64)));
-                }
-                scenario
-                    .ratio(peer, |figures| figures.rate)
-                    .map_or("-".into(), |spread| format!("{:.2}", spread.median))
+                let spread = if number == 0 || measure.is_absolute() {
+                    peer.spread(measure).map(|spread| measure.show(spread.median))
+                } else {
+                    scenario.ratio(peer, measure).map(|spread| format!("{:.2}", spread.median))
+                };
+                spread.unwrap_or("-".to_owned())
             };
-            table.add_row(std::iter::once(name.to_owned()).chain(self.scenarios.iter().map(cell)));
+            table.add_row(std::iter::once(name.to_owned()).chain(columns.iter().map(cell)));
         }
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         let mut text = format!("{table}\n\n");
-        for scenario in &self.scenarios {
-            text.push_str(&format!("- **{}**: {}\n", scenario.name, scenario.about));
+        let mut told = None;
+        for scenario in scenarios {
+            if told != Some(&scenario.name) {
+                text.push_str(&format!("- **{}**: {}\n", scenario.name, scenario.about));
+                told = Some(&scenario.name);
+            }
         }
-        text.push_str(&format!(
-            "\necholoop {}, {}, {} processors{}; {} rounds of {} s.\n",
-            self.echoloop,
-            self.system,
-            self.processors,
-            if self.pinned { ", one for the server and one for the load" } else { "" },
-            self.rounds,
-            self.seconds
-        ));
         text
     }
 
-    /// Puts the table into docs/performance.md.
-    pub fn write_table(&self) -> anyhow::Result<()> {
+    /// Scenarios whose figure is messages per second, or the memory of what is idle.
+    fn plain(&self) -> String {
+        let plain = self.scenarios.iter().filter(|scenario| scenario.plain);
+        let columns: Vec<_> = plain.filter_map(|scenario| Some((scenario, *scenario.measures.first()?))).collect();
+        let pinned = if self.pinned { ", one for the server and one for the load" } else { "" };
+        let mut rounds: Vec<_> = self.scenarios.iter().map(|it| format!("{} of {} s", it.rounds, it.seconds)).collect();
+        rounds.dedup();
+        format!(
+            "{}\necholoop {}, {}, {} processors{pinned}; rounds: {}.\n",
+            Self::figures(&columns),
+            self.echoloop,
+            self.system,
+            self.processors,
+            rounds.join(", then "),
+        )
+    }
+
+    /// The others.
+    fn users(&self) -> String {
+        let others = self.scenarios.iter().filter(|scenario| !scenario.plain);
+        let shown = |scenario: &Scenario, measure: &Measure| match measure {
+            Measure::P50 | Measure::Cpu => scenario.measures.first() == Some(measure),
+            Measure::Rate | Measure::P99 | Measure::Memory => {
+                scenario.measures.first() == Some(measure) || ["unreading", "sleepers"].contains(&&*scenario.name)
+            }
+            _ => true,
+        };
+        let columns = others.flat_map(|scenario| {
+            scenario.measures.iter().filter(move |measure| shown(scenario, measure)).map(move |&it| (scenario, it))
+        });
+        Self::figures(&columns.collect::<Vec<_>>())
+    }
+
+    /// What is aimed at, and how far it is.
+    fn targets(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN);
+        table.set_header(["", "against", "aim", "ratio", "min-max", ""]);
+        for target in TARGETS {
+            let Some(scenario) = self.scenario(target.scenario) else { continue };
+            let ours = scenario.peer("echoloop");
+            let spread = match (ours, target.against) {
+                (Some(ours), Some(name)) => scenario.peer(name).and_then(|other| ours.ratio(other, target.measure)),
+                (Some(ours), None) => ours.spread(target.measure),
+                (None, _) => None,
+            };
+            let show = |number: f64| match target.against {
+                Some(_) => format!("{number:.2}"),
+                None => target.measure.show(number),
+            };
+            let (ratio, range, verdict) = match spread {
+                None => ("-".to_owned(), "-".to_owned(), "not measured"),
+                Some(Spread { median, least, most }) => {
+                    (show(median), format!("{}-{}", show(least), show(most)), target.verdict(median, least, most))
+                }
+            };
+            let sign = if target.measure.more_is_better() { "at least" } else { "at most" };
+            table.add_row([
+                format!("{}: {}", target.scenario, target.measure.title()),
+                target.against.unwrap_or("nothing").to_owned(),
+                format!("{sign} {}", show(target.bound)),
+                ratio,
+                range,
+                verdict.to_owned(),
+            ]);
+        }
+        format!("{table}\n")
+    }
+
+    /// Puts the tables into docs/performance.md.
+    pub fn write_tables(&self) -> anyhow::Result<()> {
         let path = Path::new(ROOT).join("docs/performance.md");
-        let page = fs::read_to_string(&path)?;
-        let (before, rest) = page.split_once(BEGIN).context("docs/performance.md has no place for the table")?;
-        let (_, after) = rest.split_once(END).context("docs/performance.md has no end of the table")?;
-        Ok(fs::write(&path, format!("{before}{BEGIN}\n{}\n{END}{after}", self.markdown()))?)
+        let mut page = fs::read_to_string(&path)?;
+        for (what, table) in [("peers", self.plain()), ("users", self.users()), ("targets", self.targets())] {
+            let begin = format!("<!-- the table of `cargo bench --bench peers -- docs` begins: {what} -->\n");
+            let end = "<!-- the table ends -->\n";
+            let place = || format!("docs/performance.md has no place for the table of {what}");
+            let (before, rest) = page.split_once(&begin).with_context(place)?;
+            let (_, after) = rest.split_once(end).with_context(place)?;
+            page = format!("{before}{begin}\n{table}\n{end}{after}");
+        }
+        Ok(fs::write(&path, page)?)
     }
 }
