@@ -17,7 +17,7 @@ use crate::chart;
 use crate::load::{self, Burst};
 use crate::results::{Figures, Measure, Outcome, Peer as PeerResult, Results, Scenario as ScenarioResult};
 use crate::scenarios::{Load, SCENARIOS, Scenario};
-use crate::servers::{self, ECHOLOOP, Group, Peer, Server, Start, pinned};
+use crate::servers::{self, ECHOLOOP, Group, Peer, Priority, Server, Start, pinned};
 
 /// Compares echoloop with other echo servers on this machine. Takes some minutes.
 #[derive(Parser)]
@@ -75,7 +75,6 @@ enum Action {
     #[command(hide = true)]
     Pin {
         core: usize,
-        nice: i32,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
@@ -93,7 +92,7 @@ pub fn main() -> anyhow::Result<()> {
         Some(Action::Serve { name, address }) => servers::serve(name, address),
         Some(Action::Burst { server, count }) => load::burst(*server, *count),
         Some(Action::Unreading { server, count }) => load::unreading(*server, *count),
-        Some(Action::Pin { core, nice, command }) => servers::pin(*core, *nice, command),
+        Some(Action::Pin { core, command }) => servers::pin(*core, command),
     }
 }
 
@@ -122,27 +121,27 @@ impl Plan {
     }
 
     /// `echoloop bench` against `server`.
-    fn bench(&self, server: &Server, peer: &Peer, nice: i32, flags: &[String]) -> anyhow::Result<Command> {
+    fn bench(&self, server: &Server, peer: &Peer, priority: Priority, flags: &[String]) -> anyhow::Result<Command> {
         let mut args: Vec<String> = ["bench", &server.address, "-q", "--json", "-"].map(str::to_owned).into();
         args.extend(["--watch-pid".to_owned(), server.pid().to_string()]);
         args.extend(peer.load.iter().map(|&flag| flag.to_owned()));
         args.extend(flags.iter().cloned());
-        let mut command = pinned(self.load_core(), nice, ECHOLOOP, &args)?;
+        let mut command = pinned(self.load_core(), priority, ECHOLOOP, &args)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(command)
     }
 
     /// The same, for as long as is measured.
-    fn timed(&self, server: &Server, peer: &Peer, nice: i32, flags: &[String]) -> anyhow::Result<Command> {
+    fn timed(&self, server: &Server, peer: &Peer, priority: Priority, flags: &[String]) -> anyhow::Result<Command> {
         let times = ["--warm-up".to_owned(), millis(self.warm_up())];
         let duration = ["--duration".to_owned(), millis(Duration::from_secs_f64(self.seconds))];
-        self.bench(server, peer, nice, &[&times, &duration, flags].concat())
+        self.bench(server, peer, priority, &[&times, &duration, flags].concat())
     }
 
     /// This program as a load.
-    fn own(&self, load: &str, server: &Server, count: usize) -> anyhow::Result<Command> {
+    fn own(&self, load: &str, server: &Server, priority: Priority, count: usize) -> anyhow::Result<Command> {
         let args = [load.to_owned(), server.address.clone(), count.to_string()];
-        let mut command = pinned(self.load_core(), 0, &std::env::current_exe()?.display().to_string(), &args)?;
+        let mut command = pinned(self.load_core(), priority, &std::env::current_exe()?.display().to_string(), &args)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         Ok(command)
     }
@@ -192,13 +191,13 @@ fn figures(run: &Run, peer: &Peer) -> anyhow::Result<Figures> {
 fn measure(peer: &Peer, scenario: &Scenario, plan: Plan) -> anyhow::Result<Figures> {
     let server = Server::start(peer, scenario.kind, plan.server_core())?;
     let number = scenario.scaled(plan.seconds);
-    let run = |words: &[&str]| read_run(plan.timed(&server, peer, 0, &flags(words, number))?.output()?);
+    let run = |words: &[&str]| read_run(plan.timed(&server, peer, Priority::Usual, &flags(words, number))?.output()?);
     match scenario.load {
         Load::Bench(words) => figures(&run(words)?, peer),
         Load::HalfOfTheSlowest(words) => figures(&run(&[words, &["--rate", &plan.pace.to_string()]].concat())?, peer),
         Load::Beside(bulk, words) => {
             // Of less importance, so that it is not the other load that those who are measured wait for.
-            let bulk = plan.timed(&server, peer, 10, &flags(bulk, number))?.spawn()?;
+            let bulk = plan.timed(&server, peer, Priority::Idle, &flags(bulk, number))?.spawn()?;
             let result = run(words);
             let bulk = read_run(bulk.wait_with_output()?)?;
             let mut figures = figures(&result?, peer)?;
@@ -209,11 +208,14 @@ fn measure(peer: &Peer, scenario: &Scenario, plan: Plan) -> anyhow::Result<Figur
         }
         Load::Unreading(words) => {
             let before = server.resident()?;
-            let others = plan.timed(&server, peer, 0, &flags(words, number))?.spawn()?;
+            let others = plan.timed(&server, peer, Priority::Usual, &flags(words, number))?.spawn()?;
             thread::sleep(plan.warm_up());
             let mut crowd = Group(
-                std::os::unix::process::CommandExt::process_group(&mut plan.own("unreading", &server, number)?, 0)
-                    .spawn()?,
+                std::os::unix::process::CommandExt::process_group(
+                    &mut plan.own("unreading", &server, Priority::Idle, number)?,
+                    0,
+                )
+                .spawn()?,
             );
             let mut line = String::new();
             BufReader::new(crowd.0.stdout.take().context("no output")?).read_line(&mut line)?;
@@ -227,7 +229,7 @@ fn measure(peer: &Peer, scenario: &Scenario, plan: Plan) -> anyhow::Result<Figur
             Ok(figures)
         }
         Load::Burst => {
-            let output = plan.own("burst", &server, number)?.output()?;
+            let output = plan.own("burst", &server, Priority::Usual, number)?.output()?;
             let burst: Burst = serde_json::from_slice(&output.stdout).context("the load failed")?;
             let values =
                 [(Measure::AllEchoed, burst.all_ms), (Measure::P50, burst.p50_us), (Measure::P99, burst.p99_us)];
@@ -237,7 +239,7 @@ fn measure(peer: &Peer, scenario: &Scenario, plan: Plan) -> anyhow::Result<Figur
             let run = |count: usize| {
                 let counted = ["--warm-up", "0s", "--messages"].map(str::to_owned);
                 let all = [&counted[..], &[count.to_string()], &flags(words, number)].concat();
-                read_run(plan.bench(&server, peer, 0, &all)?.output()?)
+                read_run(plan.bench(&server, peer, Priority::Usual, &all)?.output()?)
             };
             let first = number.div_ceil(200);
             run(first)?;

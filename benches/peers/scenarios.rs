@@ -65,7 +65,7 @@ impl Scenario {
     pub fn scaled(&self, seconds: f64) -> usize {
         let scale = seconds.min(1.0);
         // What takes time for each connection is scaled once more.
-        let scale = if matches!(self.load, Load::Soak(_)) { scale * scale } else { scale };
+        let scale = if matches!(self.load, Load::Soak(_) | Load::Unreading(_)) { scale * scale } else { scale };
         (self.many as f64 * scale) as usize
     }
 

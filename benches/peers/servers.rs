@@ -91,9 +91,7 @@ impl Peer {
             Start::Tool(words) => words[0],
             _ => return None,
         };
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let installed = std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
-        (!installed).then(|| "not installed".to_owned())
+        (!is_installed(program)).then(|| "not installed".to_owned())
     }
 }
 
@@ -150,24 +148,45 @@ pub fn serve(name: &str, address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Becomes `command`, on one core, and of so much less importance than others (nice(2)).
-pub fn pin(core: usize, nice: i32, command: &[String]) -> anyhow::Result<()> {
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
+/// Becomes `command`, on one core.
+pub fn pin(core: usize, command: &[String]) -> anyhow::Result<()> {
     let mut cores = CpuSet::new();
     cores.set(core);
     sched_setaffinity(None, &cores)?;
-    rustix::process::nice(nice)?;
     let (program, args) = command.split_first().context("there is no program to run")?;
     Err(Command::new(program).args(args).exec().into())
 }
 
+/// Which of two loads on one core gives way to the other at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    Usual,
+    /// It runs when nobody else would (sched(7), `SCHED_IDLE`), where chrt(1) is there.
+    Idle,
+}
+
 /// A command that runs on `core`, if there are two.
-pub fn pinned(core: Option<usize>, nice: i32, program: &str, args: &[String]) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    match core {
-        Some(core) => _ = command.args(["pin", &core.to_string(), &nice.to_string(), "--", program]),
-        None => command = Command::new(program),
+pub fn pinned(core: Option<usize>, priority: Priority, program: &str, args: &[String]) -> anyhow::Result<Command> {
+    let mut words = Vec::new();
+    if let Some(core) = core {
+        words.extend([
+            std::env::current_exe()?.display().to_string(),
+            "pin".to_owned(),
+            core.to_string(),
+            "--".to_owned(),
+        ]);
     }
-    command.args(args);
+    if priority == Priority::Idle && is_installed("chrt") {
+        words.extend(["chrt", "--idle", "0"].map(str::to_owned));
+    }
+    words.push(program.to_owned());
+    let mut command = Command::new(words.remove(0));
+    command.args(words).args(args);
     Ok(command)
 }
 
@@ -221,7 +240,7 @@ impl Server {
                 (words.remove(0), words)
             }
         };
-        let mut command = pinned(core, 0, &program, &args)?;
+        let mut command = pinned(core, Priority::Usual, &program, &args)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
         let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
         let mut process = Group(child);
