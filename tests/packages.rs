@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{ECHOLOOP, Server, ping};
 
@@ -93,27 +94,38 @@ fn check_tree(tree: &Path, completions_of_zsh: &str) {
     server.stop();
 }
 
-#[test]
-#[ignore = "needs cargo-deb, cargo-generate-rpm, dpkg-deb, rpm, lintian and systemd-analyze"]
-fn packages_are_whole_and_run() {
-    run(Command::new(root().join("deploy/package")).arg("dev"));
-    let version = env!("CARGO_PKG_VERSION");
+/// Makes packages of these formats. The guard keeps the other tests from making others in their place.
+fn package(formats: &[&str]) -> MutexGuard<'static, ()> {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let guard = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    run(Command::new(root().join("deploy/package")).arg("dev").args(formats));
     let packages = root().join("target/packages");
     let sums = run(Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(&packages));
-    assert_eq!(String::from_utf8(sums.stdout).unwrap().matches(": OK").count(), 3);
+    assert_eq!(String::from_utf8(sums.stdout).unwrap().matches(": OK").count(), formats.len());
+    guard
+}
 
+#[test]
+#[ignore = "needs cargo-deb, dpkg-deb, lintian and systemd-analyze"]
+fn deb_is_whole_and_runs() {
+    let _guard = package(&["deb"]);
     let deb = made(".deb");
     let tree = tempfile::tempdir().unwrap();
     run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(tree.path()));
     check_tree(tree.path(), "usr/share/zsh/vendor-completions/_echoloop");
     let field = |name: &str| lines(Command::new("dpkg-deb").arg("-f").arg(&deb).arg(name)).concat();
-    assert!(field("Version").starts_with(version), "{}", field("Version"));
+    assert!(field("Version").starts_with(env!("CARGO_PKG_VERSION")), "{}", field("Version"));
     assert!(field("Depends").contains("libc6 (>="), "{}", field("Depends"));
     let control = tempfile::tempdir().unwrap();
     run(Command::new("dpkg-deb").arg("-e").arg(&deb).arg(control.path()));
     assert!(["prerm", "postinst"].iter().all(|script| control.path().join(script).exists()));
     run(Command::new("lintian").args(["--fail-on", "error", "--allow-root"]).arg(&deb));
+}
 
+#[test]
+#[ignore = "needs cargo-generate-rpm, rpm and systemd-analyze"]
+fn rpm_is_whole_and_runs() {
+    let _guard = package(&["rpm"]);
     let rpm = made(".rpm");
     let tree = tempfile::tempdir().unwrap();
     let unpack = format!("rpm2archive - < '{}' | tar -xz", rpm.display());
@@ -123,11 +135,19 @@ fn packages_are_whole_and_run() {
     assert!(query("--requires").iter().any(|it| it.starts_with("libc.so.6")), "{:?}", query("--requires"));
     let scripts = query("--scripts").join("\n");
     assert!(scripts.contains("daemon-reload") && scripts.contains("systemctl disable echoloop@.service"), "{scripts}");
+}
 
+#[test]
+fn archive_is_whole_and_runs() {
+    let _guard = package(&["tar"]);
     let tree = tempfile::tempdir().unwrap();
     run(Command::new("tar").arg("-xzf").arg(made(".tar.gz")).arg("-C").arg(tree.path()));
     let inside = fs::read_dir(tree.path()).unwrap().next().unwrap().unwrap();
-    assert!(inside.file_name().to_string_lossy().starts_with(&format!("echoloop-{version}-")));
+    let name = format!("echoloop-{}-", env!("CARGO_PKG_VERSION"));
+    assert!(inside.file_name().to_string_lossy().starts_with(&name));
+    for file in ["share/man/echoloop-serve.1", "share/_echoloop", "echoloop@.service", "LICENSE"] {
+        assert!(inside.path().join(file).exists(), "{file} is missing");
+    }
     let said = lines(Command::new(inside.path().join("echoloop")).arg("--version"));
     assert_eq!(said, lines(Command::new(ECHOLOOP).arg("--version")));
 }
