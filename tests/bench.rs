@@ -792,10 +792,12 @@ fn names_from_files_do_not_reach_the_terminal_raw() {
             fs::write(&path, text.replacen(what, &format!("\"{evil}\""), 1)).unwrap();
             path.display().to_string()
         });
+    let page = directory.path().join("page.html").display().to_string();
     for args in [vec![&paths[0]], vec![&paths[0], &paths[2]], vec![&paths[1]], vec![&paths[0], &paths[1]]] {
-        let args: Vec<_> = std::iter::once("report").chain(args.iter().map(|path| path.as_str())).collect();
-        let output = echoloop(&args, b"");
-        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let args = args.iter().map(|path| path.as_str());
+        let output = echoloop(&["report", "--html", &page].into_iter().chain(args).collect::<Vec<_>>(), b"");
+        let page = fs::read(&page).unwrap_or_default();
+        let text = String::from_utf8([output.stdout, output.stderr, page].concat()).unwrap();
         assert!(text.contains("u{1b}"), "{text}");
         assert!(!text.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
     }

@@ -23,6 +23,8 @@ const SCRIPT: &str = include_str!("script.js");
 ///
 /// If a run's histogram is damaged, or a chart cannot be drawn.
 pub(in crate::bench) fn page(runs: &[Run]) -> anyhow::Result<String> {
+    // Markup is escaped as it is written; what turns or hides text is not.
+    let runs = &runs.iter().map(text::printable_run).collect::<anyhow::Result<Vec<_>>>()?[..];
     let names = distinct_names(runs.iter());
     let title = match runs {
         [run] => run.name.clone(),

@@ -612,8 +612,8 @@ fn wrap(out: &mut String, head: &str, text: &str) {
     out.push('\n');
 }
 
-/// A run in which every text can be shown on a terminal: files come from anywhere.
-fn printable_run(run: &Run) -> anyhow::Result<Run> {
+/// A run in which every text can be shown, on a terminal or a page: files come from anywhere.
+pub(super) fn printable_run(run: &Run) -> anyhow::Result<Run> {
     fn clean(value: &mut serde_json::Value) {
         match value {
             serde_json::Value::String(text) => *text = escape::text(text).to_string(),
