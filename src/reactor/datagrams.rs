@@ -55,6 +55,11 @@ pub trait DatagramSocket {
     ///
     /// What the kernel reports (sendmsg(2)); `WouldBlock` if the send queue is full.
     fn send(&mut self, bytes: &[u8], envelope: &Envelope) -> io::Result<()>;
+
+    /// How many datagrams may have come that were not received yet.
+    fn max_queued(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// What a service does with datagrams.
@@ -154,6 +159,8 @@ struct Port<D> {
     /// Its key is in the ready queue.
     queued: bool,
     pause: Pause,
+    /// How many datagrams it still receives, once it is to be dropped when it has none left.
+    remaining: Option<usize>,
 }
 
 impl<D> Port<D> {
@@ -204,7 +211,14 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
         let token = Token(self.first_token + entry.key());
         let socket = make(token)?;
         // Something may have come before it was in the poll.
-        entry.insert(Port { socket, readable: true, writable: false, queued: false, pause: Pause::default() });
+        entry.insert(Port {
+            socket,
+            readable: true,
+            writable: false,
+            queued: false,
+            pause: Pause::default(),
+            remaining: None,
+        });
         self.queue(token.0 - self.first_token);
         Ok(token)
     }
@@ -221,13 +235,19 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
         Some(act(&mut self.protocol, &mut outlet))
     }
 
-    /// Receives what has come so far, as far as `now` goes, and drops all sockets.
-    pub fn close(&mut self, now: Instant) {
-        self.now = now;
+    /// Receives what has come so far, and then drops each socket. More may come all the time, so no more are received than
+    /// can be waiting.
+    pub fn drain(&mut self) {
         for key in self.ports.iter().map(|(key, _)| key).collect::<Vec<_>>() {
-            self.ports[key].readable = true;
-            self.serve(key);
+            let port = &mut self.ports[key];
+            port.remaining = Some(port.socket.max_queued());
+            port.readable = true;
+            self.queue(key);
         }
+    }
+
+    /// Drops all sockets.
+    pub fn close(&mut self) {
         self.ports.clear();
         self.ready.clear();
         self.paused.clear();
@@ -275,13 +295,14 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
             self.protocol.writable(&mut outlet);
         }
         for _ in 0..DATAGRAM_BUDGET {
-            if !port.readable || port.pause.until().is_some() {
+            if !port.readable || port.pause.until().is_some() || port.remaining == Some(0) {
                 break;
             }
             match uninterrupted(|| outlet.socket.receive(&mut self.buffer)) {
                 Ok((length, envelope)) => {
                     port.pause.succeeded();
                     port.pause.end_episode(|| "receiving datagrams goes on".to_owned());
+                    port.remaining = port.remaining.map(|remaining| remaining - 1);
                     outlet.counters.received += 1;
                     outlet.counters.received_bytes += length as u64;
                     self.protocol.received(&mut outlet, &envelope, &self.buffer[..length]);
@@ -302,6 +323,10 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
                     }
                 }
             }
+        }
+        if port.remaining.is_some_and(|remaining| remaining == 0 || !port.readable) {
+            self.ports.remove(key);
+            return;
         }
         self.queue(key);
     }

@@ -290,6 +290,8 @@ impl ScriptedListener {
 /// A datagram socket: what arrives, and what sending says.
 #[derive(Default)]
 pub(crate) struct Post {
+    /// How many may wait, as far as it is known.
+    pub max_queued: Option<usize>,
     pub arriving: VecDeque<io::Result<(Vec<u8>, SocketAddr)>>,
     /// An error that every receive says.
     pub fails: Option<Errno>,
@@ -316,6 +318,10 @@ impl ScriptedPort {
 }
 
 impl DatagramSocket for ScriptedPort {
+    fn max_queued(&self) -> usize {
+        self.0.borrow().max_queued.unwrap_or(usize::MAX)
+    }
+
     fn receive(&mut self, into: &mut [u8]) -> io::Result<(usize, Envelope)> {
         let mut post = self.0.borrow_mut();
         post.receives += 1;

@@ -11,6 +11,9 @@ use super::datagrams::{DatagramSocket, Envelope};
 use super::listener::{SocketOptions, prepare};
 use super::poller::Poller;
 
+/// The least that a datagram takes of its socket's receive buffer, in bytes: on the BSDs an mbuf, and more on Linux.
+const MIN_CHARGE: usize = 256;
+
 /// A UDP socket on a poll, bound or connected.
 #[derive(Debug)]
 pub struct UdpPort {
@@ -108,6 +111,11 @@ pub(crate) fn is_group(ip: IpAddr) -> bool {
 }
 
 impl DatagramSocket for UdpPort {
+    fn max_queued(&self) -> usize {
+        let buffer = socket2::SockRef::from(&self.socket).recv_buffer_size();
+        buffer.map_or(usize::MAX, |bytes| bytes / MIN_CHARGE + 1)
+    }
+
     fn receive(&mut self, into: &mut [u8]) -> io::Result<(usize, Envelope)> {
         if let Some(from) = self.peer {
             return Ok((self.socket.recv(into)?, Envelope::from(from)));

@@ -122,9 +122,24 @@ mod tests {
         assert_eq!(seen(&world), (DATAGRAM_BUDGET, Some(Duration::ZERO)));
         world.turn();
         assert_eq!(seen(&world), (DATAGRAM_BUDGET + 1, None));
+        (0..DATAGRAM_BUDGET).for_each(|_| world.port.arrive(&[(b"x", 5000)]));
         world.port.arrive(&[(b"last", 5000)]);
-        world.datagrams.close(world.now);
+        world.datagrams.drain();
+        while world.datagrams.sleep(world.now) == Some(Duration::ZERO) {
+            world.turn();
+        }
         assert_eq!(world.port.sent().last().unwrap().0, b"last", "what came before the end is answered");
+        assert!(world.datagrams.is_empty());
+    }
+
+    #[test]
+    fn a_flood_does_not_keep_a_socket_from_its_end() {
+        let mut world = world(&AccessOptions::default());
+        world.port.0.borrow_mut().max_queued = Some(3);
+        (0..10).for_each(|_| world.port.arrive(&[(b"x", 5000)]));
+        world.datagrams.drain();
+        world.turn();
+        assert_eq!(world.port.sent().len(), 3);
         assert!(world.datagrams.is_empty());
     }
 

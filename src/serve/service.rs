@@ -108,14 +108,15 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
         let (until, end) = (now + self.stop_delay, now + self.stop_delay + self.drain_timeout);
         self.stop = Stop::Delayed(until);
         if self.stop_delay.is_zero() {
-            self.drain(now, end);
+            self.drain(end);
         }
         end
     }
 
-    /// Connections that are established by now are still accepted, what waits for each is sent, and then they are closed.
-    fn drain(&mut self, now: Instant, end: Instant) {
-        self.datagrams.close(now);
+    /// Connections that are established by now are still accepted, what waits for each is sent, and then they are closed;
+    /// datagrams that have come are still answered.
+    fn drain(&mut self, end: Instant) {
+        self.datagrams.drain();
         if self.accepting == Accepting::Never {
             self.streams.stop_listening();
         }
@@ -148,20 +149,17 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
         }
     }
 
-    /// Whether there is nothing left to do: no listener, no connection; and if there never was a listener, no socket.
+    /// Whether there is nothing left to do: no listener, no connection, no datagram to answer. Those who had connections
+    /// come to an end with the last of them, though datagrams go on coming.
     pub fn is_done(&self) -> bool {
-        !self.streams.is_listening() && self.streams.is_empty() && (self.has_streams() || self.datagrams.is_empty())
-    }
-
-    /// Whether it listens, or did.
-    fn has_streams(&self) -> bool {
-        self.streams.is_listening() || self.streams.counters().opened > 0 || self.is_draining()
+        let had_streams = self.streams.counters().opened > 0 && !self.is_draining();
+        !self.streams.is_listening() && self.streams.is_empty() && (had_streams || self.datagrams.is_empty())
     }
 
     /// Where it listens at present.
     fn listening(&self) -> Vec<Endpoint> {
         let is_open = |endpoint: &&Endpoint| match endpoint {
-            Endpoint::Udp(_) => !self.datagrams.is_empty(),
+            Endpoint::Udp(_) => !self.datagrams.is_empty() && !self.is_draining(),
             _ => self.streams.is_listening() && !self.is_draining(),
         };
         self.endpoints.iter().filter(is_open).cloned().collect()
@@ -228,7 +226,7 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Source for Service<S, D,
             && now >= until
         {
             info!("the stop delay has passed: sending what is left to send, and closing");
-            self.drain(now, until + self.drain_timeout);
+            self.drain(until + self.drain_timeout);
         }
         self.streams.turn(now);
         self.limit_accepts(now);
@@ -252,8 +250,10 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Source for Service<S, D,
             && !self.is_done()
         {
             let left = HumanCount(self.streams.len() as u64);
-            warn!("the drain timeout has passed: {left} connections are aborted");
+            let unread = if self.datagrams.is_empty() { "" } else { ", and datagrams are left unread" };
+            warn!("the drain timeout has passed: {left} connections are aborted{unread}");
             self.streams.abort_all();
+            self.datagrams.close();
         }
     }
 
