@@ -173,6 +173,8 @@ impl fmt::Display for Criterion {
             let nanoseconds = (self.value * 1000.0).round();
             let time = Duration::new((nanoseconds / 1e9) as u64, (nanoseconds % 1e9) as u32);
             f.write_str(&humantime::format_duration(time).to_string().replace(' ', ""))
+        } else if self.value >= 1e15 {
+            write!(f, "{:e}", self.value) // so many digits are not read back
         } else {
             write!(f, "{}", self.value)
         }
