@@ -462,6 +462,15 @@ fn greetings_and_other_answers_are_no_echo() {
 }
 
 #[test]
+fn a_line_too_long_for_a_datagram_is_named() {
+    let server = Server::start_on(&["udp:127.0.0.1:0"], &[]);
+    for length in [65_507, 70_000] {
+        let line = [vec![b'x'; length], b"\n".to_vec()].concat();
+        fails(&format!("udp:{}", server.addr()), &line, &["a line is longer than a datagram can be"]);
+    }
+}
+
+#[test]
 fn a_datagram_that_comes_twice_is_one() {
     let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
     peer.set_read_timeout(Some(PATIENCE)).unwrap();

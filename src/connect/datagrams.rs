@@ -12,6 +12,7 @@ use anyhow::{Context, bail, ensure};
 use indicatif::HumanCount;
 use mio::Token;
 use mio::net::UdpSocket;
+use rustix::io::Errno;
 
 use super::console::Console;
 use super::input::{Input, Item, without_newline};
@@ -230,6 +231,7 @@ impl<'a> Client<'a> {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(Errno::MSGSIZE.raw_os_error()) => bail!(too_long()),
                 Err(error) => self.turn_away(error, console)?,
             }
         }
@@ -239,7 +241,7 @@ impl<'a> Client<'a> {
     fn next_line(&mut self, input: &mut Input) -> anyhow::Result<Option<Vec<u8>>> {
         match input.take() {
             Some(Item::Piece { bytes, line_ends }) => {
-                ensure!(line_ends, "a line is longer than a datagram can be, which is {} bytes", HumanCount(65_507));
+                ensure!(line_ends, too_long());
                 let bare = without_newline(&bytes);
                 self.ended = self.config.is_terminator(bare);
                 return Ok(Some(if self.config.no_newline { bare.to_vec() } else { bytes }));
@@ -279,6 +281,10 @@ impl<'a> Client<'a> {
             console.screen.say(PROMPT);
         }
     }
+}
+
+fn too_long() -> String {
+    format!("a line is longer than a datagram can be, which is {} bytes with its newline", HumanCount(65_507))
 }
 
 /// A socket for the first of `addresses` that there is a way to.
