@@ -9,7 +9,7 @@ use echoloop::bench::{self, Run};
 use echoloop::cli::{Bench, Cli, Command, Report};
 use echoloop::reactor::socket::Socket;
 use echoloop::serve::{Ending, Server, StreamService};
-use echoloop::{check, cli, connect, logging, stdio};
+use echoloop::{check, cli, connect, logging, signals, stdio};
 use log::{error, info};
 
 /// How long the program's end waits for the reader of its log.
@@ -19,6 +19,9 @@ fn main() -> ExitCode {
     stdio::prepare();
     let cli = Cli::from_command_line();
     logging::init(cli.verbosity(), cli.log_format());
+    if matches!(cli.command, Command::Report(_) | Command::Completions { .. } | Command::Man(_)) {
+        signals::end_process_one();
+    }
     let outcome = match cli.command {
         Command::Serve(config) => serve(&config),
         Command::Connect(flags) => connect(&flags),
@@ -67,8 +70,8 @@ fn connect(config: &connect::Config) -> anyhow::Result<ExitCode> {
 
 fn bench(flags: Bench) -> anyhow::Result<ExitCode> {
     let fail_if = flags.fail_if().to_vec();
-    let files = flags.outputs().open()?;
-    let mut run = bench::run(flags.config())?;
+    // A named pipe is opened only when somebody reads it.
+    let (mut run, files) = bench::run(flags.config(), || flags.outputs().open())?;
     run.judge(&fail_if)?;
     let failures = report::deliver(&report::text(&run)?, slice::from_ref(&run), files);
     for verdict in run.criteria.iter().filter(|verdict| verdict.holds) {

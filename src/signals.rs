@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use log::info;
+use log::{info, warn};
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -137,6 +137,30 @@ impl StopSignals {
                 Err(_) => return last, // WouldBlock
             }
         }
+    }
+}
+
+/// For a program without a loop: signals end this process though it is process 1, to which the kernel delivers none that
+/// nobody handles (pid_namespaces(7)). Any other they end anyway.
+pub fn end_process_one() {
+    if std::process::id() != 1 {
+        return;
+    }
+    let take = || {
+        let (wakes, waker) = StdUnixStream::pair()?;
+        let mut signals = SignalDelivery::with_pipe(wakes, waker, SignalOnly, wanted(ignored()))?;
+        unblock()?;
+        let attend = move || {
+            loop {
+                if let Some(&signal) = next(&mut signals).first() {
+                    end(signal);
+                }
+            }
+        };
+        thread::Builder::new().name("signals".to_owned()).spawn(attend)
+    };
+    if let Err(error) = take() {
+        warn!("cannot take over signals: {error}");
     }
 }
 

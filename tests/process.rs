@@ -425,8 +425,14 @@ fn waits_for_names_until_signalled(command: &str) {
         resolver = resolver.display(),
         ready = ready.display()
     );
+    ends_as_process_one(&script);
+}
+
+/// Runs a script as process 1 of a namespace, and signals it when it has taken signals over.
+#[track_caller]
+fn ends_as_process_one(script: &str) {
     let mut command = Command::new("unshare");
-    command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &script]);
+    command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]);
     let mut outer = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let pid = outer.0.id();
     let mut inner = None;
@@ -445,4 +451,15 @@ fn waits_for_names_until_signalled(command: &str) {
     });
     kill_process(Pid::from_raw(inner.unwrap()).unwrap(), Signal::TERM).unwrap();
     assert_eq!(outer.exit_code(), Some(143));
+}
+
+#[test]
+#[ignore = "needs namespaces (unshare(1)): only process 1 is spared by the kernel"]
+fn signal_ends_process_one_that_waits_for_a_named_pipe() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for command in ["report", "bench 127.0.0.1:9 --json"] {
+        ends_as_process_one(&format!("exec {ECHOLOOP} {command} {}", pipe.display()));
+    }
 }

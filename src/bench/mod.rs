@@ -57,16 +57,19 @@ pub use summary::{
     Outcomes, Part, RateKept, Run, Search, Settings, Step, Verdict, Watched,
 };
 
-/// Makes the load, and returns what came of it. Shows its progress if standard error is a terminal. SIGINT and SIGTERM
-/// end the run before its time; a second one ends the waiting for the last replies.
+/// Makes the load, and returns what came of it, with what `prepare` has returned: that is called before anything else,
+/// and may wait as long as it likes, for signals are taken over by then. Shows its progress if standard error is a
+/// terminal. SIGINT and SIGTERM end the run before its time; a second one ends the waiting for the last replies.
 ///
 /// # Errors
 ///
 /// If no connection can be had, or what is asked for is more than the limits of this machine allow.
-pub fn run(config: &Config) -> anyhow::Result<Run> {
+pub fn run<T>(config: &Config, prepare: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(Run, T)> {
     let loop_parts = machine::take_signals(config)?;
+    let prepared = prepare()?;
     let sources = config.sources.clone().unwrap_or_default();
-    run_over(config, loop_parts, dial::routes(&config.address, config.family(), &sources)?)
+    let run = run_over(config, loop_parts, dial::routes(&config.address, config.family(), &sources)?)?;
+    Ok((run, prepared))
 }
 
 /// The same, over routes that have been found.

@@ -52,6 +52,13 @@ impl UdpPort {
         socket.set_nonblocking(true)?;
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let control = pktinfo::ask(&socket)?;
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        if socket.local_addr()?.ip().is_unspecified() {
+            log::warn!(
+                "udp: answers come from the address that the route back has, which need not be the one that was asked: \
+                 listen on each address instead of all"
+            );
+        }
         let mut socket = UdpSocket::from_std(socket);
         registry.register(&mut socket, token, Interest::READABLE)?;
         Ok(UdpPort {
