@@ -70,6 +70,8 @@ struct Shared {
     waiting: AtomicUsize,
     /// Lines left out that the reader has not been told of.
     left_out: AtomicU64,
+    /// Lines that were never written, in all.
+    lost: AtomicU64,
     /// Nothing more is expected, so that what cannot be written now never will.
     finishing: AtomicBool,
 }
@@ -101,6 +103,7 @@ impl<T: Send + 'static> Outlet<T> {
             limit,
             waiting: AtomicUsize::new(0),
             left_out: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             finishing: AtomicBool::new(false),
         });
         let mut mouth = Mouth { out, wording, shared: shared.clone(), bytes: Vec::new(), failing: false, unread: 0 };
@@ -127,6 +130,12 @@ impl<T: Send + 'static> Outlet<T> {
     /// Counts lines that are not even handed over. The reader is told when there is room.
     pub fn leave_out(&self, lines: u64) {
         self.shared.left_out.fetch_add(lines, Ordering::Relaxed);
+        self.shared.lost.fetch_add(lines, Ordering::Relaxed);
+    }
+
+    /// How many lines were left out, or found no reader, so far.
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
     }
 
     /// Waits until everything is written, until it cannot be, or until then. Returns whether it is.
@@ -172,6 +181,7 @@ impl<W: Write, V: Wording> Mouth<W, V> {
                     self.wording.item(item, &mut self.bytes);
                     if !self.write() {
                         self.unread += cost.lines;
+                        self.shared.lost.fetch_add(cost.lines, Ordering::Relaxed);
                     }
                     self.shared.waiting.fetch_sub(cost.bytes, Ordering::Relaxed);
                 }

@@ -563,6 +563,9 @@ fn metrics_count_what_happens() {
     assert!(events >= 11.0 && metric(&text, "echoloop_events_per_turn_sum") == events);
     let turns = metric(&text, "echoloop_turns_total");
     assert_eq!(metric(&text, "echoloop_events_per_turn_bucket{le=\"+Inf\"}"), turns);
+    assert_eq!(metric(&text, "echoloop_connection_duration_seconds_count"), 1.0, "one has closed");
+    assert_eq!(metric(&text, "echoloop_connection_duration_seconds_bucket{le=\"+Inf\"}"), 1.0);
+    assert!(text.contains("echoloop_build_info{version=\"") && text.contains("commit=\""), "{text}");
     let up = metric(&text, "echoloop_up_seconds");
     let slept_and_worked =
         metric(&text, "echoloop_asleep_seconds_total") + metric(&text, "echoloop_awake_seconds_total");

@@ -65,6 +65,11 @@ pub(super) enum Received {
     End,
 }
 
+/// A time in hundredths of a second, as far as that has room.
+fn hundredths(time: Millis) -> u32 {
+    (time / 10) as u32
+}
+
 /// One peer's socket, and what must be remembered about it.
 #[derive(Debug)]
 pub(super) struct Connection<S> {
@@ -72,6 +77,8 @@ pub(super) struct Connection<S> {
     outbound: Outbound,
     /// When a byte last moved, in either direction; once it is closing, when this stage of that began.
     pub moved_at: Millis,
+    /// When it was opened, in hundredths of a second: in 32 bits there is room for more than a year.
+    opened_at: u32,
     input: Input,
     output: Output,
     /// The last read did not find the end of what has arrived. Edge-triggered polls report an edge once: only a
@@ -98,6 +105,7 @@ impl<S: Stream> Connection<S> {
             socket,
             outbound: Outbound::default(),
             moved_at: now,
+            opened_at: hundredths(now),
             input: Input::Open,
             output: if connecting { Output::Connecting } else { Output::Open },
             readable: false,
@@ -115,6 +123,11 @@ impl<S: Stream> Connection<S> {
         self.readable |= readable | short_read_is_inconclusive;
         self.writable |= writable;
         self.short_read_is_inconclusive |= short_read_is_inconclusive;
+    }
+
+    /// For how long it has been there, in hundredths of a second.
+    pub fn age(&self, now: Millis) -> u64 {
+        hundredths(now).wrapping_sub(self.opened_at).into()
     }
 
     pub fn input(&self) -> Input {

@@ -92,11 +92,29 @@ counters! {
         closed: [u64; CloseReason::ALL.len()],
         /// Turns by the number of their events: see [`TURN_SIZES`].
         turn_sizes: [u64; TURN_SIZES.len()],
+        /// Closed connections by how long they were open: see [`LIFETIMES`].
+        lifetimes: [u64; LIFETIMES.len()],
+        /// How long they were open, all together, in hundredths of a second.
+        lifetime_hundredths: u64,
     }
 }
 
 /// The classes of [`Counters::turn_sizes`]: up to so many events, and more than those before. `None`: any number.
 pub const TURN_SIZES: [Option<u64>; 8] = [Some(0), Some(1), Some(4), Some(16), Some(64), Some(256), Some(1024), None];
+
+/// The classes of [`Counters::lifetimes`]: up to so many seconds, and longer than those before. `None`: however long.
+pub const LIFETIMES: [Option<f64>; 10] = [
+    Some(0.1),
+    Some(1.0),
+    Some(10.0),
+    Some(60.0),
+    Some(600.0),
+    Some(3600.0),
+    Some(21_600.0),
+    Some(86_400.0),
+    Some(604_800.0),
+    None,
+];
 
 impl Counters {
     /// Connections closed, for whatever reason.
@@ -117,6 +135,15 @@ impl Counters {
     /// Connections that are open.
     pub fn live(&self) -> u64 {
         self.opened - self.closed_total()
+    }
+
+    /// Counts the end of a connection that was open for so many hundredths of a second.
+    pub(super) fn close(&mut self, reason: usize, hundredths: u64) {
+        self.closed[reason] += 1;
+        self.lifetime_hundredths += hundredths;
+        let seconds = hundredths as f64 / 100.0;
+        let class = LIFETIMES.iter().take_while(|bound| bound.is_some_and(|bound| bound < seconds)).count();
+        self.lifetimes[class] += 1;
     }
 
     /// Counts a turn by the number of its events.

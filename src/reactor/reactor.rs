@@ -476,7 +476,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     fn remove(&mut self, key: usize, reason: CloseReason) {
         let mut slot = self.slots.remove(key);
         self.orphaned |= slot.connection.queued;
-        self.counters.closed[reason.index()] += 1;
+        self.counters.close(reason.index(), slot.connection.age(self.now.millis));
         self.counters.waiting_bytes -= slot.connection.waiting() as u64;
         let token = Token(self.settings.first_token + key);
         trace!("token {}: closed: {reason}", token.0);

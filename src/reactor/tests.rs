@@ -712,6 +712,19 @@ fn a_connection_that_cannot_be_made_leaves_nothing_behind() {
 }
 
 #[test]
+fn closed_connections_are_counted_by_their_age() {
+    let mut counters = Counters::default();
+    for hundredths in [0, 10, 11, 100, 6_000, 100_000_000] {
+        counters.close(0, hundredths);
+    }
+    assert_eq!(counters.lifetimes, [2, 2, 0, 1, 0, 0, 0, 0, 0, 1]);
+    assert_eq!((counters.closed_total(), counters.lifetime_hundredths), (6, 100_006_121));
+    // However long it has been running.
+    let (day, opened) = (24 * 60 * 60 * 1000, 400 * 24 * 60 * 60 * 1000);
+    assert_eq!(Connection::new(Wire::default().socket(), false, opened).age(opened + 200 * day), 200 * day / 10);
+}
+
+#[test]
 fn an_idle_connection_is_small() {
     // A descriptor for a socket (mio's is larger in debug builds), and one word of state, as echo has it.
     assert_eq!(size_of::<Option<Slot<i32, Option<Box<u8>>>>>(), 40);

@@ -98,6 +98,11 @@ impl Printer {
         }
     }
 
+    /// Messages that were not printed, because their reader was too slow or had gone.
+    pub fn unprinted(&self) -> u64 {
+        self.outlet.lost()
+    }
+
     /// Waits until everything is printed, or until then.
     pub fn finish(&mut self, until: Instant) {
         self.flush();

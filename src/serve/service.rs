@@ -281,6 +281,7 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> StatusSource for Service
         Snapshot {
             summary: self.summary(),
             messages: self.streams.protocol().echo().messages(),
+            unprinted: self.printer.as_ref().map(|printer| printer.borrow().unprinted()),
             max_connections: self.streams.settings().max_connections as u64,
             up: now.saturating_duration_since(self.began),
             asleep: self.asleep,

@@ -498,6 +498,7 @@ impl StatusSource for Nothing {
         Snapshot {
             summary: Summary::default(),
             messages: None,
+            unprinted: None,
             max_connections: 1,
             up: Duration::ZERO,
             asleep: Duration::ZERO,

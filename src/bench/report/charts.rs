@@ -3,7 +3,9 @@
 //! A run has one colour in all of them, and a dash of its own; its service time is dotted. Where there is one run, its
 //! percentiles are told apart by shade. [`super::plot`] draws them.
 
-use super::plot::{Axis, Bars, Chart, Heat, Line, Mark, Style};
+use indicatif::HumanCount;
+
+use super::plot::{Axis, Bars, Chart, Heat, Line, MINUTES, Mark, Style};
 use super::text::plural;
 use crate::bench::latency::{Latency, PERCENTILES, micros, show_micros};
 use crate::bench::{Criterion, Interval, Run};
@@ -61,7 +63,7 @@ fn throughput(runs: &[Run], names: &[String]) -> Chart {
     });
     Chart {
         title: "Throughput over time".to_owned(),
-        note: "Replies per second, in intervals of a second. A dip is a pause, in the server or in the load."
+        note: "Replies per second, in intervals of one second. A dip is a pause, in the server or in the load."
             .to_owned()
             + &tell_gaps(runs, names),
         lines: lines.collect(),
@@ -74,7 +76,7 @@ fn throughput(runs: &[Run], names: &[String]) -> Chart {
 fn latency_over_time(runs: &[Run], names: &[String]) -> Chart {
     let (note, lines) = match runs {
         [run] => (
-            "Percentiles of the response times of each second.",
+            "Percentiles of the response times in each second.",
             SHOWN
                 .iter()
                 .enumerate()
@@ -82,7 +84,7 @@ fn latency_over_time(runs: &[Run], names: &[String]) -> Chart {
                 .collect(),
         ),
         runs => (
-            "The 99th percentile of the response times of each second.",
+            "The 99th percentile of the response times in each second.",
             runs.iter()
                 .zip(names)
                 .enumerate()
@@ -137,7 +139,12 @@ fn tell_gaps(runs: &[Run], names: &[String]) -> String {
     for (run, name) in runs.iter().zip(names) {
         let gaps = gaps(run);
         let who = if runs.len() == 1 { String::new() } else { format!(" of {name}") };
-        let list: Vec<_> = gaps.iter().take(GAPS).map(|(from, to)| format!("{from:.0} to {to:.0} s")).collect();
+        let end = run.timeline.last().map_or(0.0, |interval| interval.at + interval.seconds);
+        let list: Vec<_> = gaps
+            .iter()
+            .take(GAPS)
+            .map(|(from, to)| format!("{} to {}", moment(*from, end), moment(*to, end)))
+            .collect();
         let more = gaps.len().saturating_sub(GAPS);
         let more =
             if more > 0 { format!(", and {}", plural(more as u64, "more time", "more times")) } else { String::new() };
@@ -149,6 +156,15 @@ fn tell_gaps(runs: &[Run], names: &[String]) -> String {
         told.push_str(" That is shaded.");
     }
     told
+}
+
+/// A moment of a run that ends then, as the axis has it.
+fn moment(at: f64, end: f64) -> String {
+    match end {
+        ..10.0 => format!("{at:.1} s"),
+        10.0..=MINUTES => format!("{at:.0} s"),
+        _ => Axis::Seconds.tick(at, end),
+    }
 }
 
 /// All response times of a run second by second: the darker, the more of that second's replies took so long.
@@ -177,9 +193,10 @@ pub(super) fn heat_map(run: &Run) -> anyhow::Result<Option<Chart>> {
     }
     Ok(Some(Chart {
         title: "All latencies over time".to_owned(),
-        note: "Each column is a second or more, each cell a range of response times: the stronger its colour, the more of \
-               the replies took so long. What is rare shows as well."
-            .to_owned(),
+        note:
+            "Each column is a second or more, each cell a range of response times: the stronger its colour, the larger \
+               the share of that column's replies that took so long. Rare ones are visible too."
+                .to_owned(),
         heat: Some(Heat { columns }),
         ..Chart::new(Axis::Seconds, Axis::Latency)
     }))
@@ -208,13 +225,25 @@ fn distribution(runs: &[Run], names: &[String]) -> anyhow::Result<Chart> {
     }
     Ok(Chart {
         title: "Latency by percentile".to_owned(),
-        note:
-            "So many of the replies came within so long. To the right each step is one nine more: the slowest tenth, \
-               hundredth, thousandth."
-                .to_owned(),
+        note: "The time within which that share of the replies came. Each step to the right is one more nine: the \
+               slowest tenth, hundredth, thousandth."
+            .to_owned()
+            + &tell_bounds(runs),
         lines,
         ..Chart::new(Axis::Nines, Axis::Latency)
     })
+}
+
+/// That what was never answered is drawn as if it had been answered when it was given up.
+fn tell_bounds(runs: &[Run]) -> String {
+    match runs.iter().map(|run| run.response.bounds).sum::<u64>() {
+        0 => String::new(),
+        1 => " One message was never answered: it is drawn at the time for which its reply was waited for.".to_owned(),
+        bounds => format!(
+            " {} messages were never answered: they are drawn at the time for which their replies were waited for.",
+            HumanCount(bounds)
+        ),
+    }
 }
 
 fn quantiles(latency: &Latency) -> anyhow::Result<Vec<(f64, f64)>> {
@@ -246,12 +275,15 @@ fn histogram(runs: &[Run], names: &[String]) -> anyhow::Result<Option<Chart>> {
             last = Some(row);
         }
         if !shares.is_empty() {
-            bars.push(Bars { name: name.clone(), style: Style::Run(number), bars: shares });
+            let name = if runs.len() == 1 { "messages".to_owned() } else { name.clone() };
+            bars.push(Bars { name, style: Style::Run(number), bars: shares });
         }
     }
     Ok((!bars.is_empty()).then(|| Chart {
         title: "Histogram of latencies".to_owned(),
-        note: "How many of the replies took how long. Each bar is a third longer than the one before it.".to_owned(),
+        note: "What share of the messages took how long. Each bar covers times a third longer than the one before it."
+            .to_owned()
+            + &tell_bounds(runs),
         bars,
         ..Chart::new(Axis::Latency, Axis::Share)
     }))

@@ -8,7 +8,7 @@ use indicatif::HumanCount;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::charts;
-use super::plot::{Chart, Style};
+use super::plot::{Chart, Heat, Style};
 use super::text::{self, Figure, NONE, count, percentile, plural};
 use crate::bench::latency::{PERCENTILES, show_micros};
 use crate::bench::merge::distinct_names;
@@ -124,16 +124,22 @@ fn cards(run: &Run) -> Vec<Figure> {
 fn problems(run: &Run) -> Markup {
     html! {
         @if let Some(why) = text::ended_early(run) { p.problem { "It " (why) "." } }
-        @if let Some(rate) = run.rate_kept.as_ref().filter(|rate| !rate.kept) { p.problem { (rate.text) } }
+        @if let Some(rate) = run.rate_kept.as_ref().filter(|rate| !rate.kept) { p.problem { (sentence(&rate.text)) } }
         @for error in &run.errors {
             p.problem { (error.kind.counted(error.count)) "; the first: " (error.first) }
         }
         @for mismatch in run.mismatches.iter().skip(1) { p.problem { (mismatch) } }
         @for verdict in run.criteria.iter().filter(|verdict| verdict.holds) {
-            p.problem { "Not good enough: " (verdict.criterion) " holds: " (verdict.figure) }
+            p.problem { "Failed: " (verdict.criterion) " (" (verdict.figure) ")" }
         }
         @for warning in &run.generator.warnings { p.problem { "Warning: " (warning) } }
     }
+}
+
+/// A text with a capital letter at its beginning.
+fn sentence(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
 }
 
 /// A table in a box of its own, in which it scrolls sideways.
@@ -190,7 +196,8 @@ fn steps(search: &Search) -> Markup {
             caption { "The rates that were tried, in order." }
             thead {
                 tr {
-                    @for head in ["rate", "reached", "verdict", "p50", "p99", "because"] { th scope="col" { (head) } }
+                    @for head in ["rate", "reached", "verdict", "p50", "p99"] { th scope="col" { (head) } }
+                    th.words scope="col" { "because" }
                 }
             }
             tbody {
@@ -238,14 +245,18 @@ fn tables(run: &Run) -> Markup {
     };
     let criteria = html! {
         table {
-            caption { "What must not be so (--fail-if)" }
-            thead { tr { @for head in ["criterion", "figure", "verdict"] { th scope="col" { (head) } } } }
+            caption { "Failure criteria (--fail-if)" }
+            thead { tr {
+                    th scope="col" { "fails if" }
+                    th.words scope="col" { "measured" }
+                    th scope="col" { "verdict" }
+                } }
             tbody {
                 @for verdict in &run.criteria {
                     tr {
                         th scope="row" { (verdict.criterion) }
                         td.words { (verdict.figure) }
-                        td { @if verdict.holds { strong.problem { "it is: failed" } } @else { "it is not: passed" } }
+                        td { @if verdict.holds { strong.problem { "failed" } } @else { "passed" } }
                     }
                 }
             }
@@ -282,8 +293,8 @@ fn tables(run: &Run) -> Markup {
         @if !run.criteria.is_empty() { (scrolling("Criteria", criteria)) }
         @if !run.parts.is_empty() { (scrolling("Merged runs", parts)) }
         div.pair {
-            (pairs("What came of it", &text::results(run)))
-            (pairs("What was asked for, where and when", &text::settings(run)))
+            (pairs("Results", &text::results(run)))
+            (pairs("Settings and environment", &text::settings(run)))
         }
     }
 }
@@ -331,16 +342,28 @@ fn key(style: Style) -> Markup {
 /// A chart with its title, its legend and a sentence on what it shows.
 fn figure(chart: &Chart) -> anyhow::Result<Markup> {
     let legend: Vec<_> = chart.legend().collect();
-    let scripted = !legend.is_empty();
+    let strengths = chart.heat.as_ref().map(Heat::legend).unwrap_or_default();
     Ok(html! {
-        figure data-x=[scripted.then_some(chart.x.key())] data-y=[scripted.then_some(chart.y.key())]
-            data-lines=[scripted.then(|| chart.values())] {
+        figure data-x=(chart.x.key()) data-y=(chart.y.key()) data-lines=(chart.values())
+            data-names=[chart.heat.as_ref().map(|_| Heat::VALUES.join(","))] {
             figcaption {
                 h2 { (chart.title) }
                 p.note { (chart.note) }
-                @if scripted {
+                @if !legend.is_empty() {
                     ul.legend {
                         @for (name, style) in &legend { li { (key(*style)) span { (name) } " " output {} } }
+                    }
+                }
+                @if !strengths.is_empty() {
+                    ul.legend.strengths {
+                        @for (strength, share) in strengths {
+                            li {
+                                svg.key viewBox="0 0 28 10" aria-hidden="true" {
+                                    rect class=(format!("heat h{strength}")) width="28" height="10" {}
+                                }
+                                (share)
+                            }
+                        }
                     }
                 }
             }
@@ -348,4 +371,95 @@ fn figure(chart: &Chart) -> anyhow::Result<Markup> {
             div.narrow { (PreEscaped(chart.draw((380, 300))?)) }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Linear red, green and blue.
+    type Colour = [f64; 3];
+
+    /// How people see colours who lack one kind of cone, and all others (Machado, Oliveira and Fernandes, "A
+    /// Physiologically-based Model for Simulation of Color Vision Deficiency", 2009).
+    const VISIONS: [[[f64; 3]; 3]; 4] = [
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+        [[0.152_286, 1.052_583, -0.204_868], [0.114_503, 0.786_281, 0.099_216], [-0.003_882, -0.048_116, 1.051_998]],
+        [[0.367_322, 0.860_646, -0.227_968], [0.280_085, 0.672_501, 0.047_413], [-0.011_820, 0.042_940, 0.968_881]],
+        [[1.255_528, -0.076_749, -0.178_779], [-0.078_411, 0.930_809, 0.147_602], [0.004_733, 0.691_367, 0.303_900]],
+    ];
+
+    /// The colours that the style declares from `from` on.
+    fn colours(from: &str) -> BTreeMap<&'static str, Colour> {
+        let block = STYLE.split(from).nth(1).unwrap().split('}').next().unwrap();
+        let declared = block.split("--").filter_map(|it| it.split_once(": #"));
+        let channel = |hex: &str| {
+            let value = f64::from(u8::from_str_radix(hex, 16).unwrap()) / 255.0;
+            if value <= 0.040_45 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        };
+        declared
+            .map(|(name, hex)| {
+                let hex = hex.split(';').next().unwrap();
+                let colour = match hex.len() {
+                    3 => [0, 1, 2].map(|at| channel(&hex[at..=at].repeat(2))),
+                    _ => [0, 2, 4].map(|at| channel(&hex[at..at + 2])),
+                };
+                (name, colour)
+            })
+            .collect()
+    }
+
+    /// WCAG 2.2, "contrast ratio".
+    fn contrast(one: Colour, other: Colour) -> f64 {
+        let luminance = |[red, green, blue]: Colour| 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05;
+        let (one, other) = (luminance(one), luminance(other));
+        one.max(other) / one.min(other)
+    }
+
+    /// How different two colours look, in CIE 1976 L*a*b*.
+    fn distance(one: Colour, other: Colour, vision: [[f64; 3]; 3]) -> f64 {
+        let times = |matrix: [[f64; 3]; 3], it: Colour| {
+            matrix.map(|row| row.iter().zip(it).map(|(factor, value)| factor * value).sum::<f64>().clamp(0.0, 1.1))
+        };
+        let lab = |colour| {
+            let to_xyz = [[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8730]];
+            let [x, y, z] = times(to_xyz, times(vision, colour))
+                .map(|it| if it > 0.008_856 { it.cbrt() } else { 7.787 * it + 16.0 / 116.0 });
+            [116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)]
+        };
+        lab(one).iter().zip(lab(other)).map(|(one, other)| (one - other).powi(2)).sum::<f64>().sqrt()
+    }
+
+    #[test]
+    fn lines_are_told_apart_by_everybody() {
+        for from in [":root {", "dark) {", "print {"] {
+            let colours = colours(from);
+            for (kind, count, least) in [('c', 8, 20.0), ('s', 4, 10.0)] {
+                let lines: Vec<_> = (0..count).map(|number| colours[&*format!("{kind}{number}")]).collect();
+                for (number, &line) in lines.iter().enumerate() {
+                    for ground in ["page", "card", "gap"] {
+                        let contrast = contrast(line, colours[ground]);
+                        assert!(contrast >= 3.0, "{from} {kind}{number} on {ground}: {contrast}");
+                    }
+                    for (other, &second) in lines[..number].iter().enumerate() {
+                        let apart =
+                            VISIONS.map(|vision| distance(line, second, vision)).into_iter().fold(1e9, f64::min);
+                        assert!(apart >= least, "{from} {kind}{number} and {kind}{other}: {apart}");
+                    }
+                }
+            }
+            for (text, ground) in
+                [("ink", "page"), ("faint", "page"), ("faint", "card"), ("bad", "page"), ("bad", "card")]
+            {
+                assert!(contrast(colours[text], colours[ground]) >= 4.5, "{from} {text} on {ground}");
+            }
+        }
+        // And by their dashes: no two are drawn alike.
+        let dashes: Vec<_> = (1..8)
+            .map(|number| STYLE.split(&format!(".d{number} {{ stroke-dasharray: ")).nth(1).unwrap().split(';').next())
+            .collect();
+        assert_eq!(dashes.iter().collect::<std::collections::BTreeSet<_>>().len(), 7);
+    }
 }

@@ -3,15 +3,17 @@
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 
+use indicatif::HumanCount;
+
 use crate::bench::latency::show_micros;
 
 use super::text::{count, plural};
 
 /// Room around the plot, in pixels: left, right, above, below.
-const MARGINS: (f64, f64, f64, f64) = (66.0, 20.0, 12.0, 40.0);
+const MARGINS: (f64, f64, f64, f64) = (70.0, 20.0, 12.0, 40.0);
 
-/// What a character of a label takes at most, in pixels.
-const CHARACTER: f64 = 7.0;
+/// What a character of a label takes, in pixels, in the widest of the usual fonts.
+const CHARACTER: f64 = 8.5;
 
 /// Lines with no more points than this have them marked.
 const FEW: usize = 40;
@@ -19,8 +21,13 @@ const FEW: usize = 40;
 /// Colours of runs, and dashes. `style.css` has them.
 const COLOURS: usize = 8;
 
-/// Strengths of a heat map's cells.
+/// Axes that are longer than so many seconds have minutes, or hours.
+pub(super) const MINUTES: f64 = 120.0;
+const HOURS: f64 = 7200.0;
+
+/// Strengths of a heat map's cells, and how many powers of ten of shares they tell apart.
 const STRENGTHS: u8 = 7;
+const HEAT_DECADES: f64 = 6.0;
 
 /// A chart.
 pub(super) struct Chart {
@@ -80,6 +87,42 @@ pub(super) struct Heat {
 /// A column of a map: from, to, and its cells: from, to, the share of what is in the column.
 pub(super) type Column = (f64, f64, Vec<(f64, f64, f64)>);
 
+impl Heat {
+    /// What the page's script tells of each column.
+    pub const VALUES: [&str; 3] = ["shortest", "most frequent", "longest"];
+
+    /// What each strength stands for, the weakest first.
+    pub fn legend(&self) -> Vec<(u8, String)> {
+        let share = |strength: u8| 10f64.powf((f64::from(strength) / f64::from(STRENGTHS) - 1.0) * HEAT_DECADES);
+        let text = |share: f64| format!("{} %", show_short(100.0 * share));
+        let name = |strength: u8| match strength {
+            0 => format!("less than {}", text(share(1))),
+            last if last + 1 == STRENGTHS => format!("{} or more", text(share(last))),
+            other => text(share(other)),
+        };
+        (0..STRENGTHS).map(|strength| (strength, name(strength))).collect()
+    }
+
+    /// How strong a cell with such a share of its column is. What is rare shows: a thousandth is half as strong as all.
+    fn strength(share: f64) -> usize {
+        ((1.0 + share.log10() / HEAT_DECADES).clamp(0.0, 0.999) * f64::from(STRENGTHS)) as usize
+    }
+
+    /// The middle of the first, the fullest and the last cell of each column.
+    fn values(&self) -> [Vec<[f64; 2]>; 3] {
+        let mut values = [const { Vec::new() }; 3];
+        for (from, to, cells) in &self.columns {
+            let fullest = cells.iter().max_by(|left, right| left.2.total_cmp(&right.2));
+            for (line, cell) in values.iter_mut().zip([cells.first(), fullest, cells.last()]) {
+                line.extend(
+                    cell.map(|(low, high, _)| [rounded(f64::midpoint(*from, *to)), rounded((low * high).sqrt())]),
+                );
+            }
+        }
+        values
+    }
+}
+
 /// What an axis shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Axis {
@@ -132,8 +175,8 @@ impl Axis {
 
     fn name(self, to: f64) -> &'static str {
         match self {
-            Axis::Seconds if to > 7200.0 => "hours",
-            Axis::Seconds if to > 120.0 => "minutes",
+            Axis::Seconds if to > HOURS => "hours",
+            Axis::Seconds if to > MINUTES => "minutes",
             Axis::Seconds => "seconds",
             Axis::Rate => "messages/s",
             Axis::Count => "errors",
@@ -223,10 +266,10 @@ impl Axis {
     }
 
     /// What stands at a tick of an axis that goes up to `to`.
-    fn tick(self, value: f64, to: f64) -> String {
+    pub fn tick(self, value: f64, to: f64) -> String {
         match self {
-            Axis::Seconds if to > 7200.0 => format!("{}:{:02}", (value / 3600.0) as u64, (value / 60.0) as u64 % 60),
-            Axis::Seconds if to > 120.0 => format!("{}:{:02}", (value / 60.0) as u64, value as u64 % 60),
+            Axis::Seconds if to > HOURS => format!("{}:{:02}", (value / 3600.0) as u64, (value / 60.0) as u64 % 60),
+            Axis::Seconds if to > MINUTES => format!("{}:{:02}", (value / 60.0) as u64, value as u64 % 60),
             _ => self.label(value),
         }
     }
@@ -261,8 +304,18 @@ fn round_log(value: f64, up: bool) -> f64 {
 
 /// A number with as many decimals as it needs, four at most.
 fn trim(number: f64) -> String {
-    let text = format!("{number:.4}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    trim_to(number, 4)
+}
+
+fn trim_to(number: f64, decimals: usize) -> String {
+    let text = format!("{number:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// A number with two digits that tell something.
+fn show_short(number: f64) -> String {
+    let digits = (1.0 - number.abs().max(1e-9).log10().floor()).max(0.0) as usize;
+    trim_to(number, digits)
 }
 
 /// Points of a line that is drawn in so many pixels: where there are more than can be seen, the lowest and the highest
@@ -334,12 +387,16 @@ impl Chart {
         let bars = self.bars.iter().map(|bars| {
             bars.bars.iter().map(|(from, to, high)| [rounded((from * to).sqrt()), rounded(*high)]).collect()
         });
-        serde_json::to_string(&lines.chain(bars).collect::<Vec<_>>()).unwrap_or_default()
+        let heat = self.heat.iter().flat_map(Heat::values);
+        serde_json::to_string(&lines.chain(bars).chain(heat).collect::<Vec<_>>()).unwrap_or_default()
     }
 
     /// The chart in words, for those who do not see it.
     pub fn describe(&self) -> String {
         let lines = self.lines.iter().map(|line| match (line.points().next(), line.points().last()) {
+            (Some(first), Some(_)) if line.points().nth(1).is_none() => {
+                format!("{} is {} at {}", line.name, in_words(self.y, first.1), in_words(self.x, first.0))
+            }
             (Some(first), Some(last)) => {
                 let most = line.points().max_by(|left, right| left.1.total_cmp(&right.1)).unwrap_or(first);
                 format!(
@@ -522,9 +579,7 @@ impl Chart {
             let (from, to) = (self.at_x(*from, frame), self.at_x(*to, frame));
             for (low, high, share) in cells {
                 let (low, high) = (self.at_y(*low, frame), self.at_y(*high, frame));
-                // What is rare shows: a thousandth is half as strong as all.
-                let strength = ((1.0 + share.log10() / 6.0).clamp(0.0, 0.999) * f64::from(STRENGTHS)) as usize;
-                write!(paths[strength], "M{from:.1} {high:.1}H{to:.1}V{low:.1}H{from:.1}z")?;
+                write!(paths[Heat::strength(*share)], "M{from:.1} {high:.1}H{to:.1}V{low:.1}H{from:.1}z")?;
             }
         }
         for (strength, path) in paths.iter().enumerate().filter(|(_, path)| !path.is_empty()) {
@@ -575,12 +630,13 @@ impl Chart {
             let column = |at: f64| (self.x.place(at, &frame.x) * width / 2.0) as usize;
             let points = thin_out(piece, width as usize, column);
             let at: Vec<_> = points.iter().map(|(x, y)| (self.at_x(*x, frame), self.at_y(*y, frame))).collect();
+            let dense = if points.len() < piece.len() { " dense" } else { "" };
             if at.len() > 1 {
                 let mut text = String::new();
                 for (x, y) in &at {
                     write!(text, "{x:.1},{y:.1} ")?;
                 }
-                write!(out, "<polyline class=\"line {classes}\" points=\"{}\"/>", text.trim_end())?;
+                write!(out, "<polyline class=\"line {classes}{dense}\" points=\"{}\"/>", text.trim_end())?;
             }
             // One point alone would make no line at all.
             if line.marks.is_empty() && (few || at.len() == 1) {
@@ -615,7 +671,7 @@ fn in_words(axis: Axis, value: f64) -> String {
     match axis {
         Axis::Seconds => plural(value.round() as u64, "second", "seconds"),
         Axis::Rate => format!("{} messages/s", count(value)),
-        Axis::Count => count(value),
+        Axis::Count => HumanCount(value as u64).to_string(),
         _ => axis.label(value),
     }
 }

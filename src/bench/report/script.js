@@ -13,6 +13,15 @@ for (const figure of document.querySelectorAll('figure[data-lines]')) {
   const lines = JSON.parse(figure.dataset.lines);
   const across = [...new Set(lines.flat().map((point) => point[0]))].sort((a, b) => a - b);
   if (!across.length) continue;
+  // A heat map has no lines that its legend could name.
+  if (figure.dataset.names) {
+    const list = figure.querySelector('figcaption').appendChild(document.createElement('ul'));
+    list.className = 'legend';
+    for (const name of figure.dataset.names.split(',')) {
+      const item = list.appendChild(document.createElement('li'));
+      item.append(name + ' ', document.createElement('output'));
+    }
+  }
   const values = figure.querySelectorAll('.legend output');
   const at = document.createElement('p');
   at.className = 'at';
@@ -51,7 +60,7 @@ for (const figure of document.querySelectorAll('figure[data-lines]')) {
     plot.classList.add('plot');
     plot.tabIndex = 0;
     plot.setAttribute('role', 'group');
-    plot.setAttribute('aria-label', 'Chart: the left and right arrow keys read its values');
+    plot.setAttribute('aria-label', figure.querySelector('h2').textContent + ': the arrow keys read its values');
     plot.addEventListener('pointermove', (event) => {
       const box = svg.getBoundingClientRect();
       const x = (event.clientX - box.left) / box.width * svg.viewBox.baseVal.width;

@@ -210,13 +210,20 @@ fn percentiles(out: &mut String, run: &Run) -> anyhow::Result<()> {
 /// How many of the messages that were due the percentiles contain, and how many of these are bounds.
 pub(super) fn coverage(run: &Run) -> String {
     let due = run.outcomes.due;
-    let of = if run.response.count == due { "all".to_owned() } else { HumanCount(run.response.count).to_string() };
+    let due_words = plural(due, "message", "messages");
+    let of = match run.response.count {
+        count if count == due => format!("of all {due_words} due"),
+        count => format!("of {} of {due_words} due", HumanCount(count)),
+    };
     let bounds = match run.response.bounds {
         0 => String::new(),
-        1 => "; 1 was not answered: it took at least (>) as long as was waited".to_owned(),
-        bounds => format!("; {} were not answered: they took at least (>) as long as was waited", HumanCount(bounds)),
+        1 => "; 1 was not answered: it took at least (>) as long as it was waited for".to_owned(),
+        bounds => format!(
+            "; {} were not answered: they took at least (>) as long as they were waited for",
+            HumanCount(bounds)
+        ),
     };
-    format!("{of} of {} due in it{bounds}", plural(due, "message", "messages"))
+    format!("{of}{bounds}")
 }
 
 /// The longest of these, or what it is at least.

@@ -8,14 +8,15 @@ use super::exposition::{Exposition, Format};
 use super::state::Census;
 use super::{StatusSource, process};
 use crate::reactor::address::Endpoint;
-use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind, TURN_SIZES};
+use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind, LIFETIMES, TURN_SIZES};
 
 /// All figures of a server, which was started at `started`.
 pub(super) fn text(now: Instant, started: SystemTime, server: &impl StatusSource, format: Format) -> String {
     let snapshot = server.snapshot(now);
     let (summary, mut out) = (&snapshot.summary, Exposition::new(format));
     let counters = &summary.counters;
-    out.info("echoloop_build", "The version that runs.", &[("version", env!("CARGO_PKG_VERSION"))]);
+    let commit = option_env!("ECHOLOOP_COMMIT").unwrap_or("unknown");
+    out.info("echoloop_build", "The version that runs.", &[("version", env!("CARGO_PKG_VERSION")), ("commit", commit)]);
     out.gauge("echoloop_up_seconds", "How long it has been running.", snapshot.up.as_secs_f64());
     out.gauge("echoloop_stopping", "Whether it has been asked to stop.", u8::from(snapshot.stopping));
     let listening: Vec<_> = snapshot.listening.iter().map(ToString::to_string).collect();
@@ -34,10 +35,18 @@ pub(super) fn text(now: Instant, started: SystemTime, server: &impl StatusSource
     table(&mut out, "echoloop", Counters::TABLE, counters);
     let closed = CloseReason::ALL.iter().zip(counters.closed).map(|((name, _), count)| (*name, count));
     out.counters("echoloop_closed", "Connections closed.", "reason", closed);
+    let bounds = LIFETIMES.map(|bound| bound.unwrap_or(f64::INFINITY));
+    let (buckets, sum) = (bounds.into_iter().zip(counters.lifetimes), counters.lifetime_hundredths as f64 / 100.0);
+    let help = "How long connections that are closed were open.";
+    out.histogram("echoloop_connection_duration_seconds", help, buckets, sum);
     let refused = Refusal::OF_CONNECTIONS.map(|it| (it.name(), summary.refusals.of(it)));
     out.counters("echoloop_refused", "Connections that were not let in.", "reason", refused);
     if let Some(messages) = snapshot.messages {
         out.counter("echoloop_messages", "Messages echoed.", messages);
+    }
+    if let Some(unprinted) = snapshot.unprinted {
+        let help = "Messages that were not printed, because their reader was too slow or had gone.";
+        out.counter("echoloop_messages_unprinted", help, unprinted);
     }
     if let Some(overflows) = process::listen_overflows() {
         let help = "Connections dropped in a full backlog, of all listeners in this network namespace.";

@@ -36,6 +36,8 @@ pub(super) struct Snapshot {
     pub summary: Summary,
     /// Messages, where they are counted.
     pub messages: Option<u64>,
+    /// Messages that could not be printed, where they are to be.
+    pub unprinted: Option<u64>,
     pub max_connections: u64,
     /// How long it has been running.
     pub up: Duration,

@@ -41,6 +41,8 @@ struct State {
     refused: u64,
     refusals: BTreeMap<&'static str, u64>,
     messages: Option<u64>,
+    /// Messages that could not be printed, if they were to be.
+    unprinted: Option<u64>,
     resident: Option<u64>,
     counters: BTreeMap<&'static str, u64>,
     /// Connections closed, by reason.
@@ -78,6 +80,7 @@ pub(super) fn json(now: Instant, server: &impl StatusSource) -> String {
         refused: summary.refusals.total(),
         refusals: by_reason(&Refusal::OF_CONNECTIONS, &summary.refusals).collect(),
         messages: snapshot.messages,
+        unprinted: snapshot.unprinted,
         resident: process::memory().map(|(resident, _)| resident),
         counters: values(Counters::TABLE, &snapshot.summary.counters),
         closed: CloseReason::ALL
