@@ -92,6 +92,10 @@ impl Reports {
                 assert_eq!(chart["cut"], json!([]), "{name}, {width} pixels: {chart}");
             }
         }
+        let squeezed = "[...document.querySelectorAll('th[scope=row]')]
+            .filter(head => head.clientWidth && head.clientWidth < Math.min(60, 12 * head.textContent.length))
+            .map(head => head.textContent)";
+        assert_eq!(self.tab.ask(squeezed), json!([]), "{name}: names of rows have room on a phone");
         self.tab.look(name);
         assert_eq!((&self.tab.requests, &self.tab.complaints), (&Vec::new(), &Vec::new()), "{name}");
     }

@@ -208,7 +208,7 @@ fn steps(search: &Search) -> Markup {
                         td { @if step.holds { "holds" } @else { strong.problem { "fails" } } }
                         td { (percentile(&step.response, 0)) }
                         td { (percentile(&step.response, 2)) }
-                        td.words { (step.because) }
+                        td.words.long { (step.because) }
                     }
                 }
             }
@@ -267,9 +267,10 @@ fn tables(run: &Run) -> Markup {
             caption { "The runs that were merged" }
             thead {
                 tr {
-                    @for head in ["run", "host", "addresses", "replies", "replies/s", "errors", "measured from", "to"] {
-                        th scope="col" { (head) }
-                    }
+                    th scope="col" { "run" }
+                    @for head in ["host", "addresses"] { th.words scope="col" { (head) } }
+                    @for head in ["replies", "replies/s", "errors"] { th scope="col" { (head) } }
+                    @for head in ["measured from", "to"] { th.words scope="col" { (head) } }
                 }
             }
             tbody {
