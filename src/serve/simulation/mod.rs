@@ -143,7 +143,7 @@ fn torture(seed: u64, pattern: &Rc<Pattern>, total: &mut Tally) {
         // Which of its calls, differs from error to error and from seed to seed.
         let made = calls[call as usize];
         if made > 0 {
-            let first = 1 + (seed * 7919 + number as u64 * 104_729) % made;
+            let first = 1 + seed.wrapping_mul(7919).wrapping_add(number as u64 * 104_729) % made;
             simulate(seed, pattern, Some(Fault { call, errno, first, for_ever }), total);
         }
     }
