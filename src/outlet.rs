@@ -16,6 +16,8 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SigSet, SigmaskHow};
+
 use crate::stdio;
 
 /// How long to wait after a failed write before the next attempt.
@@ -107,7 +109,11 @@ impl<T: Send + 'static> Outlet<T> {
             finishing: AtomicBool::new(false),
         });
         let mut mouth = Mouth { out, wording, shared: shared.clone(), bytes: Vec::new(), failing: false, unread: 0 };
-        thread::Builder::new().name(name.to_owned()).spawn(move || mouth.run(&entries))?;
+        // Signals are for the thread that waits for them, even if that one starts later.
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || mouth.run(&entries));
+        mask.thread_set_mask()?;
+        spawned?;
         Ok(Outlet { queue, shared })
     }
 

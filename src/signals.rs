@@ -1,8 +1,9 @@
 //! SIGINT, SIGTERM and SIGHUP: the first asks for an orderly end, a second one for an end at once.
 //!
 //! An event loop cannot see a signal while it is anywhere but in its poll: while names are resolved, while the last
-//! messages wait for a reader. But a signal must end the program whatever it is doing. So a thread of its own
-//! receives them, and this is all that it does:
+//! messages wait for a reader. But a signal must end the program whatever it is doing. So they are blocked in every
+//! thread, and a thread of its own waits for them with sigwait(3): there is no handler that interrupts calls, and no pipe
+//! between a handler and the loop that could fail. This is all that the thread does:
 //!
 //! - While nobody [watches](StopSignals::watch), as before the loop and after it, a signal ends the process at once.
 //! - While the loop watches, the first signal is handed to it through the poll, and so is the second. If the loop has
@@ -11,14 +12,12 @@
 //! A process ended so has the exit code that shells give to one killed by the signal: 128 and its number.
 //!
 //! What the process was started with is respected, as far as it is meant: SIGINT and SIGHUP stay ignored if they were
-//! (a shell's `&`, `nohup`). SIGTERM is taken over in any case, for something must end a server; and a mask that blocks
-//! these signals is lifted, for it is what a careless parent has left (sigprocmask(2): it is inherited through execve).
+//! (a shell's `&`, `nohup`). SIGTERM is taken over in any case, for something must end a server; and so are signals that
+//! were blocked at the start, for that is what a careless parent has left (sigprocmask(2): it is inherited through execve).
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,15 +25,10 @@ use anyhow::Context;
 use log::{info, warn};
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::backend::SignalDelivery;
-use signal_hook::iterator::exfiltrator::SignalOnly;
+use nix::sys::signal::{SigSet, Signal};
 use signal_hook::low_level::{exit, signal_name};
 
 use crate::logging;
-
-/// How often signals are looked for that nothing tells of.
-const UNREADABLE: Duration = Duration::from_millis(20);
 
 /// The token under which signals become ready.
 pub const TOKEN: Token = Token(usize::MAX - 1);
@@ -49,6 +43,10 @@ const DUPLICATE_WITHIN: Duration = Duration::from_millis(5);
 /// How long a loop may take to end the process itself after a second signal, so that its files are removed and the log
 /// is whole.
 const KILL_GRACE: Duration = Duration::from_millis(200);
+
+/// How often and after which pause the loop is woken again, if that fails.
+const WAKE_ATTEMPTS: u32 = 20;
+const WAKE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The signals that ask this process to end.
 ///
@@ -76,10 +74,17 @@ const KILL_GRACE: Duration = Duration::from_millis(200);
 /// # anyhow::Ok(())
 /// ```
 pub struct StopSignals {
-    /// Each byte is a request: see [`encode`].
-    requests: UnixStream,
-    watched: Arc<AtomicBool>,
-    stops: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
+    /// A byte comes with each request, and wakes the poll. What it says is in `shared`, so a read that fails loses nothing.
+    wakes: UnixStream,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// The last request that was not taken yet: see [`encode`]. Zero: none.
+    request: AtomicU8,
+    watched: AtomicBool,
+    stops: AtomicUsize,
 }
 
 /// What a signal asks for.
@@ -93,50 +98,45 @@ pub enum Request {
 
 impl StopSignals {
     /// Takes the signals over, for the whole process and for good. Requests become ready under [`TOKEN`]. To be called
-    /// from the first thread, before anything that may take long.
+    /// from the first thread, before anything that may take long; threads that are already there must have them blocked.
     ///
     /// # Errors
     ///
     /// What the kernel reports, as when there is no descriptor or no thread left.
     pub fn new(registry: &Registry) -> anyhow::Result<Self> {
         let take = || {
-            let (mut requests, sender) = UnixStream::pair()?;
-            registry.register(&mut requests, TOKEN, Interest::READABLE)?;
-            let (wakes, waker) = StdUnixStream::pair()?;
-            let signals = SignalDelivery::with_pipe(wakes, waker, SignalOnly, wanted(ignored()))?;
-            unblock()?;
-            let watched = Arc::new(AtomicBool::new(false));
-            let stops = Arc::new(AtomicUsize::new(1));
-            let (is_watched, max_stops) = (watched.clone(), stops.clone());
-            let attend = move || attend(signals, sender, &is_watched, &max_stops);
+            let (mut wakes, sender) = UnixStream::pair()?;
+            registry.register(&mut wakes, TOKEN, Interest::READABLE)?;
+            let signals = take_over()?;
+            let shared = Arc::new(Shared {
+                request: AtomicU8::new(0),
+                watched: AtomicBool::new(false),
+                stops: AtomicUsize::new(1),
+            });
+            let theirs = shared.clone();
+            let attend = move || attend(&signals, sender, &theirs);
             thread::Builder::new().name("signals".to_owned()).spawn(attend)?;
-            io::Result::Ok(StopSignals { requests, watched, stops })
+            io::Result::Ok(StopSignals { shared, wakes })
         };
         take().context("cannot take over signals")
     }
 
     /// Says whether a loop looks at [`TOKEN`] and [takes](Self::take) what comes. At first none does.
     pub fn watch(&self, watched: bool) {
-        self.watched.store(watched, Ordering::Release);
+        self.shared.watched.store(watched, Ordering::Release);
     }
 
     /// How many signals ask for an orderly end before one ends the process: usually one. For a loop that has several
     /// things to end, one after the other.
     pub fn allow_stops(&self, stops: usize) {
-        self.stops.store(stops, Ordering::Release);
+        self.shared.stops.store(stops, Ordering::Release);
     }
 
     /// What the signals ask for that came since the last time. Does not wait.
     pub fn take(&mut self) -> Option<Request> {
-        let (mut bytes, mut last) = ([0; 16], None);
-        loop {
-            match self.requests.read(&mut bytes) {
-                Ok(0) => return last,
-                Ok(length) => last = Some(decode(bytes[length - 1])),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return last, // WouldBlock
-            }
-        }
+        let mut bytes = [0; 16];
+        while matches!(self.wakes.read(&mut bytes), Ok(1..)) {}
+        decode(self.shared.request.swap(0, Ordering::AcqRel))
     }
 }
 
@@ -147,13 +147,11 @@ pub fn end_process_one() {
         return;
     }
     let take = || {
-        let (wakes, waker) = StdUnixStream::pair()?;
-        let mut signals = SignalDelivery::with_pipe(wakes, waker, SignalOnly, wanted(ignored()))?;
-        unblock()?;
+        let signals = take_over()?;
         let attend = move || {
             loop {
-                if let Some(&signal) = next(&mut signals).first() {
-                    end(signal);
+                if let Ok(signal) = signals.wait() {
+                    end(signal as i32);
                 }
             }
         };
@@ -164,43 +162,49 @@ pub fn end_process_one() {
     }
 }
 
-/// The thread that receives the signals.
-fn attend(
-    mut signals: SignalDelivery<StdUnixStream, SignalOnly>,
-    mut sender: UnixStream,
-    watched: &AtomicBool,
-    stops: &AtomicUsize,
-) {
+/// Keeps the signals from this thread, and from those that it starts, so that one of them can wait for them.
+fn take_over() -> io::Result<SigSet> {
+    let wanted = wanted(ignored());
+    let signals = SigSet::from_iter(wanted.iter().copied());
+    signals.thread_block()?;
+    for signal in wanted {
+        // A signal that is ignored may be thrown away even where it is blocked (POSIX leaves that open). This handler never runs.
+        signal_hook::flag::register(signal as i32, Arc::default())?;
+    }
+    Ok(signals)
+}
+
+/// The thread that waits for the signals.
+fn attend(signals: &SigSet, mut sender: UnixStream, shared: &Shared) {
     let (mut last, mut left) = (None, 0);
     loop {
-        for signal in next(&mut signals) {
-            if last.is_none() {
-                left = stops.load(Ordering::Acquire);
-            }
-            let Some(request) = judge(&mut last, &mut left, signal, Instant::now()) else { continue };
-            if !watched.load(Ordering::Acquire) {
-                end(signal);
-            }
-            // The loop may have ended since; then nobody reads this.
-            let _ = sender.write_all(&[encode(request)]);
-            if let Request::Kill(signal) = request {
-                thread::sleep(KILL_GRACE);
-                end(signal);
-            }
+        let Ok(signal) = signals.wait() else { continue }; // EINTR
+        let signal = signal as i32;
+        if last.is_none() {
+            left = shared.stops.load(Ordering::Acquire);
+        }
+        let Some(request) = judge(&mut last, &mut left, signal, Instant::now()) else { continue };
+        if !shared.watched.load(Ordering::Acquire) {
+            end(signal);
+        }
+        shared.request.store(encode(request), Ordering::Release);
+        wake(&mut sender);
+        if let Request::Kill(_) = request {
+            thread::sleep(KILL_GRACE);
+            end(signal);
         }
     }
 }
 
-/// Waits for the next signals. The pipe only wakes, and the signals are noted elsewhere: so a pipe that cannot be read, as
-/// where a filter of system calls forbids it, makes them come a little later. The crate's own iterator panics then.
-fn next<R: Read + AsRawFd + Send + Sync + 'static>(signals: &mut SignalDelivery<R, SignalOnly>) -> Vec<i32> {
-    let awaited = signals.poll_pending(&mut |wakes| {
-        if !matches!(wakes.read(&mut [0]), Ok(1..)) {
-            thread::sleep(UNREADABLE);
+/// Wakes the loop, however long it takes; but the next signal must not wait for that for ever.
+fn wake(sender: &mut UnixStream) {
+    for _ in 0..WAKE_ATTEMPTS {
+        match sender.write(&[0]) {
+            // Full: the loop is awake, or was told before.
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => thread::sleep(WAKE_PAUSE),
+            _ => return,
         }
-        Ok(true)
-    });
-    awaited.ok().flatten().into_iter().flatten().collect()
+    }
 }
 
 fn end(signal: i32) -> ! {
@@ -233,21 +237,24 @@ fn encode(request: Request) -> u8 {
     }
 }
 
-fn decode(byte: u8) -> Request {
-    let signal = i32::from(byte & !KILL);
-    if byte & KILL == 0 { Request::Stop(signal) } else { Request::Kill(signal) }
+fn decode(byte: u8) -> Option<Request> {
+    match i32::from(byte & !KILL) {
+        0 => None,
+        signal if byte & KILL == 0 => Some(Request::Stop(signal)),
+        signal => Some(Request::Kill(signal)),
+    }
 }
 
 /// The signals to take over, given those that are ignored: a bit each, as far as that is known.
-fn wanted(ignored: Option<u64>) -> Vec<i32> {
-    let is_ignored = |signal: i32| ignored.is_some_and(|ignored| ignored & (1 << (signal - 1)) != 0);
-    let mut signals = vec![SIGTERM];
-    if !is_ignored(SIGINT) {
-        signals.push(SIGINT);
+fn wanted(ignored: Option<u64>) -> Vec<Signal> {
+    let is_ignored = |signal: Signal| ignored.is_some_and(|ignored| ignored & (1 << (signal as i32 - 1)) != 0);
+    let mut signals = vec![Signal::SIGTERM];
+    if !is_ignored(Signal::SIGINT) {
+        signals.push(Signal::SIGINT);
     }
     // Where one cannot know, SIGHUP is left as it is: it ends the process, unless `nohup` has seen to it.
-    if ignored.is_some() && !is_ignored(SIGHUP) {
-        signals.push(SIGHUP);
+    if ignored.is_some() && !is_ignored(Signal::SIGHUP) {
+        signals.push(Signal::SIGHUP);
     }
     signals
 }
@@ -261,32 +268,30 @@ fn ignored() -> Option<u64> {
     None
 }
 
-fn unblock() -> io::Result<()> {
-    use nix::sys::signal::{SigSet, Signal};
-    Ok(SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).thread_unblock()?)
-}
-
 #[cfg(test)]
 mod tests {
+    use Signal::{SIGHUP, SIGINT, SIGTERM};
+
     use super::*;
 
     #[test]
     fn first_signal_stops_second_kills_duplicate_is_ignored() {
+        let (sigterm, sigint) = (SIGTERM as i32, SIGINT as i32);
         let (mut first, mut left, begin) = (None, 1, Instant::now());
         let after = |milliseconds| begin + Duration::from_millis(milliseconds);
-        assert_eq!(judge(&mut first, &mut left, SIGTERM, begin), Some(Request::Stop(SIGTERM)));
-        assert_eq!(judge(&mut first, &mut left, SIGTERM, after(1)), None, "as of GNU timeout");
+        assert_eq!(judge(&mut first, &mut left, sigterm, begin), Some(Request::Stop(sigterm)));
+        assert_eq!(judge(&mut first, &mut left, sigterm, after(1)), None, "as of GNU timeout");
         assert_eq!(
-            judge(&mut first, &mut left, SIGINT, after(1)),
-            Some(Request::Kill(SIGINT)),
+            judge(&mut first, &mut left, sigint, after(1)),
+            Some(Request::Kill(sigint)),
             "another signal, another request"
         );
-        assert_eq!(judge(&mut first, &mut left, SIGTERM, after(10)), Some(Request::Kill(SIGTERM)));
+        assert_eq!(judge(&mut first, &mut left, sigterm, after(10)), Some(Request::Kill(sigterm)));
     }
 
     #[test]
     fn inherited_ignored_signals_stay_ignored_except_sigterm() {
-        let bit = |signal: i32| 1 << (signal - 1);
+        let bit = |signal: Signal| 1 << (signal as i32 - 1);
         assert_eq!(wanted(Some(0)), [SIGTERM, SIGINT, SIGHUP]);
         assert_eq!(wanted(Some(bit(SIGINT))), [SIGTERM, SIGHUP]);
         assert_eq!(wanted(Some(bit(SIGHUP) | bit(SIGTERM))), [SIGTERM, SIGINT]);
@@ -294,20 +299,10 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_pipe_does_not_hide_signals() {
-        let (_, waker) = StdUnixStream::pair().unwrap();
-        let unreadable = std::fs::File::create("/dev/null").unwrap();
-        let ours = signal_hook::consts::SIGWINCH; // which nobody else minds
-        let mut signals = SignalDelivery::with_pipe(unreadable, waker, SignalOnly, [ours]).unwrap();
-        signal_hook::low_level::raise(ours).unwrap();
-        assert_eq!(next(&mut signals), [ours]);
-        assert!(next(&mut signals).is_empty());
-    }
-
-    #[test]
     fn requests_survive_their_encoding() {
-        for request in [Request::Stop(SIGINT), Request::Kill(SIGTERM), Request::Stop(64)] {
-            assert_eq!(decode(encode(request)), request);
+        for request in [Request::Stop(SIGINT as i32), Request::Kill(SIGTERM as i32), Request::Stop(64)] {
+            assert_eq!(decode(encode(request)), Some(request));
         }
+        assert_eq!(decode(0), None);
     }
 }

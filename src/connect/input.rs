@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use mio::Waker;
 
@@ -95,10 +96,18 @@ fn read(input: impl Read, by_line: bool, sender: &SyncSender<Item>, waker: &Wake
     loop {
         let item = next_item(&mut input, by_line);
         let last = !matches!(item, Item::Piece { .. });
-        // Errors mean that the client is gone.
-        if sender.send(item).is_err() || waker.wake().is_err() || last {
+        let gone = sender.send(item).is_err();
+        wake(waker);
+        if gone || last {
             return;
         }
+    }
+}
+
+/// Wakes the loop from another thread, and asks again if that fails: what the thread has to tell must not be forgotten.
+pub(super) fn wake(waker: &Waker) {
+    while waker.wake().is_err() {
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

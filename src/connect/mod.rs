@@ -32,6 +32,7 @@ use crate::reactor::address::Endpoint;
 use crate::reactor::socket::Socket;
 use client::Client;
 use console::{Console, Stopped};
+use input::wake;
 use race::Race;
 use screen::OutputError;
 
@@ -101,7 +102,7 @@ fn resolve(config: &Config, console: &mut Console, began: Instant) -> anyhow::Re
     let (address, waker) = (config.address.clone(), console.waker());
     thread::Builder::new().name("resolver".to_owned()).spawn(move || {
         let _ = sender.send(address.resolve());
-        let _ = waker.wake();
+        wake(&waker);
     })?;
     let mut now = began;
     loop {

@@ -13,6 +13,7 @@ use memchr::memmem;
 use mio::Waker;
 
 use super::Config;
+use super::input::wake;
 use crate::{hex, stdio};
 
 /// Bytes that may wait before nothing more is received.
@@ -137,7 +138,9 @@ fn write(buffers: &Receiver<Vec<u8>>, written: &SyncSender<io::Result<Vec<u8>>>,
     for buffer in buffers {
         let outcome = stdout.write_all(&buffer).map(|()| buffer);
         let failed = outcome.is_err();
-        if written.send(outcome).is_err() || waker.wake().is_err() || failed {
+        let gone = written.send(outcome).is_err();
+        wake(waker);
+        if gone || failed {
             return;
         }
     }

@@ -116,19 +116,19 @@ enum Target {
 }
 
 impl Output {
-    /// Writes it. That a reader has left a pipe is no error.
+    /// Writes it. A reader that has left a pipe has seen enough: that is no error.
     pub fn write(self, contents: &[u8]) -> anyhow::Result<()> {
         let written = match self.target {
             Target::Stdout => return Ok(stdio::print(contents)?),
             Target::Stderr => return Ok(stdio::eprint(contents)?),
-            Target::Open(mut file) => file.write_all(contents),
+            Target::Open(mut file) => match file.write_all(contents) {
+                Err(error) if stdio::has_left(&error) => Ok(()),
+                written => written,
+            },
             Target::Replace(path) => replace(&path, contents),
             Target::Overwrite(path) => fs::write(path, contents),
         };
-        match written {
-            Err(error) if stdio::has_left(&error) => Ok(()),
-            written => written.with_context(|| format!("cannot write {}", self.path.display())),
-        }
+        written.with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 
