@@ -368,7 +368,7 @@ fn a_server_that_serves_nobody_ends_the_run() {
 #[test]
 fn replies_are_counted_with_their_messages() {
     let server = Server::start(&[]);
-    for flags in ["-c 50 -d 16", "-c 1 -d 64", "-c 7 -d 3 --reconnect 5", "-c 3 -r 100000"] {
+    for flags in ["-c 50 -d 16", "-c 1 -d 64", "-c 7 -d 3 --reconnect 5", "-c 3 -r 10000"] {
         let (run, code) = run(server.addr(), &format!("-n 1000 {flags} --warm-up 50ms"));
         assert_eq!((code, run.messages.sent, run.messages.replies, run.response.count), (0, 1000, 1000, 1000));
         assert!((run.rate - 1000.0 / run.seconds).abs() < 1e-6 * run.rate, "{flags}: {} {}", run.rate, run.seconds);
