@@ -993,3 +993,50 @@ fn mistakes_on_the_command_line_are_named() {
         assert!(text.contains(named), "{flags}: {text}");
     }
 }
+
+/// A terminal whose output is stopped, as by Ctrl-S. What is kept is its other end.
+#[cfg(target_os = "linux")]
+fn stopped_terminal() -> (std::os::fd::OwnedFd, std::fs::File) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&keyboard).unwrap();
+    unlockpt(&keyboard).unwrap();
+    let path = ptsname(&keyboard, Vec::new()).unwrap().into_string().unwrap();
+    let flags = rustix::fs::OFlags::NOCTTY.bits() as i32;
+    let terminal = std::os::unix::fs::OpenOptionsExt::custom_flags(&mut std::fs::File::options(), flags)
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    rustix::termios::tcflow(&terminal, rustix::termios::Action::OOff).unwrap();
+    (keyboard, terminal)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn stopped_terminal_holds_no_load_up() {
+    let server = Server::start(&[]);
+    let (_keyboard, terminal) = stopped_terminal();
+    let addr = server.addr().to_string();
+    let room = tempfile::tempdir().unwrap();
+    let file = room.path().join("run.json");
+    let mut child = std::process::Command::new(ECHOLOOP)
+        .args(["bench", &addr, "-c", "1", "-t", "60s", "--json"])
+        .arg(&file)
+        .stdout(std::process::Stdio::piped())
+        .stderr(terminal)
+        .spawn()
+        .unwrap();
+    server.wait_for_connections(1);
+    // Long enough for the first frames: their writer waits, and the load goes on.
+    let before = server.processor_time();
+    wait_until("the server works on", || server.processor_time() > before + Duration::from_millis(500));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let mut status = None;
+    wait_until("it ends", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    let run = Run::parse(&std::fs::read_to_string(file).unwrap()).unwrap();
+    assert!(status.unwrap().code() == Some(0) && run.messages.replies > 0);
+}

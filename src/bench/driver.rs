@@ -500,6 +500,14 @@ impl<'a, W: World> Driver<'a, W> {
         ));
     }
 
+    /// Says it above the progress bar, or on standard error without one.
+    pub fn say(&self, line: &str) {
+        match self.progress.is_hidden() {
+            true => eprintln!("{line}"),
+            false => self.progress.println(line),
+        }
+    }
+
     /// The first request ends what is going on: the window, or the waiting for the last replies. A second one ends the
     /// waiting after the window, and any other the process.
     fn take_request(&mut self, request: Request) {
@@ -514,6 +522,7 @@ impl<'a, W: World> Driver<'a, W> {
             }
             Request::Kill(signal) => {
                 self.progress.finish_and_clear();
+                std::thread::sleep(Duration::from_millis(50)); // for the thread that draws it
                 std::process::exit(128 + signal);
             }
         }

@@ -22,6 +22,7 @@ pub mod load;
 mod machine;
 mod merge;
 mod payload;
+mod progress;
 mod record;
 pub mod report;
 pub mod schedule;
@@ -35,12 +36,11 @@ mod watch;
 
 use std::time::{Duration, SystemTime};
 
-use indicatif::ProgressBar;
-
 use clock::Nanos;
 use dial::Route;
 use driver::{Driver, Outcome, Pace};
 use machine::{Machine, World};
+use progress::Progress;
 use watch::{Precision, Usage, Watch};
 
 use crate::reactor::Poller;
@@ -78,7 +78,8 @@ fn run_over(config: &Config, loop_parts: (Poller, StopSignals), routes: Vec<Rout
     let machine = Machine::new(config, loop_parts, routes)?;
     let (datagrams, max_closing, open_files) =
         (machine.is_datagrams(), machine.max_closing(config), machine.open_files);
-    let mut driver = Driver::new(config, machine, datagrams, max_closing, ProgressBar::new(0));
+    let progress = Progress::new()?;
+    let mut driver = Driver::new(config, machine, datagrams, max_closing, progress.bar.clone());
     driver.watch = watch;
     let opened = open(&mut driver)?;
     let (outcome, search) = match &config.find_rate {
@@ -88,7 +89,7 @@ fn run_over(config: &Config, loop_parts: (Poller, StopSignals), routes: Vec<Rout
         }
         None => (driver.stage(&Pace::of(config))?, None),
     };
-    driver.progress.finish_and_clear();
+    progress.finish();
     driver.look_for_the_end();
     let mut run = assemble(config, &driver, opened, outcome, search);
     run.host = Host::here(open_files);

@@ -143,7 +143,7 @@ pub(super) fn search<W: World>(
             break;
         }
         let step = judge(criterion, rate, &outcome);
-        driver.progress.suspend(|| eprintln!("{}", report::step_line(&step)));
+        driver.say(&report::step_line(&step));
         let mismatches = [ErrorKind::Mismatch, ErrorKind::Excess];
         wrong.extend(mismatches.into_iter().filter_map(|kind| Some((kind, outcome.errors.get(&kind)?.clone()))));
         bracket.judge(step.holds);

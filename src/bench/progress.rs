@@ -1,0 +1,127 @@
+//! The progress bar, drawn by a thread of its own: a terminal that is stopped (Ctrl-S), or whose reader is slow, must not
+//! hold the load up.
+
+use std::io::{self, IsTerminal};
+use std::mem::take;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, TermLike};
+use rustix::termios::tcgetwinsize;
+
+use crate::outlet::{Outlet, Wording};
+use crate::stdio;
+
+/// Bytes that may wait for the terminal; what does not fit is not drawn.
+const LIMIT: usize = 64 * 1024;
+
+/// How long the end of the run waits for the terminal.
+const FINISH: Duration = Duration::from_secs(1);
+
+/// A progress bar on standard error, which is hidden if that is no terminal.
+pub(super) struct Progress {
+    pub bar: ProgressBar,
+    screen: Option<Arc<Screen>>,
+}
+
+impl Progress {
+    pub fn new() -> io::Result<Self> {
+        if !io::stderr().is_terminal() {
+            return Ok(Self { bar: ProgressBar::hidden(), screen: None });
+        }
+        let outlet = Outlet::new("progress", LIMIT, stdio::stderr(), Frames)?;
+        let screen = Arc::new(Screen { frame: Mutex::default(), outlet });
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal(screen.clone())), 20);
+        Ok(Self { bar: ProgressBar::with_draw_target(Some(0), target), screen: Some(screen) })
+    }
+
+    /// Clears it, so that something else can be printed.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+        if let Some(screen) = &self.screen {
+            screen.outlet.finish(Instant::now() + FINISH);
+        }
+    }
+}
+
+struct Screen {
+    /// What is drawn next, in the terminal's language (ECMA-48).
+    frame: Mutex<Vec<u8>>,
+    outlet: Outlet<Vec<u8>>,
+}
+
+struct Terminal(Arc<Screen>);
+
+impl Terminal {
+    fn draw(&self, bytes: &[u8]) -> io::Result<()> {
+        self.0.frame.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn move_cursor(&self, n: usize, direction: char) -> io::Result<()> {
+        if n == 0 { Ok(()) } else { self.draw(format!("\x1b[{n}{direction}").as_bytes()) }
+    }
+}
+
+impl std::fmt::Debug for Terminal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Terminal")
+    }
+}
+
+impl TermLike for Terminal {
+    fn width(&self) -> u16 {
+        tcgetwinsize(io::stderr()).map_or(80, |size| if size.ws_col == 0 { 80 } else { size.ws_col })
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'A')
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'B')
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'C')
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'D')
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.draw(text.as_bytes())?;
+        self.draw(b"\n")
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.draw(text.as_bytes())
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.draw(b"\r\x1b[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let frame = take(&mut *self.0.frame.lock().unwrap_or_else(PoisonError::into_inner));
+        let length = frame.len();
+        self.0.outlet.push(frame, length, 0);
+        Ok(())
+    }
+}
+
+/// Frames are written as they are.
+struct Frames;
+
+impl Wording for Frames {
+    type Item = Vec<u8>;
+
+    fn item(&mut self, frame: Vec<u8>, out: &mut Vec<u8>) {
+        out.extend_from_slice(&frame);
+    }
+
+    fn left_out(&mut self, _lines: u64, _out: &mut Vec<u8>) {}
+
+    fn failed(&mut self, _error: &io::Error) {}
+}
