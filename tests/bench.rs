@@ -130,6 +130,89 @@ fn a_connection_is_reopened_after_its_messages() {
     assert!(log.contains(" 0 failed"), "{log}");
 }
 
+/// Two servers that say who they are, and a balancer that takes them in turn. Those of odd numbers are slow.
+fn balanced() -> ([Server; 2], SocketAddr) {
+    let servers = [("blue", &[][..]), ("green", &["--fault", "delay=20ms"])]
+        .map(|(name, flags)| Server::start(&[&["--greeting", name], flags].concat()));
+    let targets = [servers[0].addr(), servers[1].addr()];
+    let balancer = server(move |number, mut inner| {
+        let mut outer = TcpStream::connect(targets[number % 2]).unwrap();
+        outer.set_nodelay(true).unwrap();
+        let (mut back, mut forth) = (outer.try_clone().unwrap(), inner.try_clone().unwrap());
+        thread::spawn(move || {
+            let _ = std::io::copy(&mut back, &mut forth);
+            let _ = forth.shutdown(Shutdown::Write);
+        });
+        let _ = std::io::copy(&mut inner, &mut outer);
+        let _ = outer.shutdown(Shutdown::Write);
+    });
+    (servers, balancer)
+}
+
+#[test]
+fn backends_are_told_apart_by_their_greetings() {
+    let (_servers, balancer) = balanced();
+    for (flags, asked) in [("-n 200 --reconnect 10", 200), ("-t 1s --rate 80", 80)] {
+        let (run, code) = run(balancer, &format!("-c 4 --idle 2 --warm-up 0s --by-greeting {flags}"));
+        assert_eq!((code, run.error_count()), (0, 0), "{flags}: {:?}", run.errors);
+        let mut backends = run.backends.clone();
+        backends.sort_by(|one, other| one.greeting.cmp(&other.greeting));
+        let [blue, green] = &backends[..] else { panic!("{backends:?}") };
+        assert_eq!((blue.greeting.as_str(), green.greeting.as_str()), ("blue", "green"));
+        // Its part of the account adds up to the whole.
+        assert_eq!(blue.replies + green.replies, run.messages.replies, "{flags}");
+        assert_eq!((run.messages.replies, blue.unanswered + green.unanswered), (asked, 0), "{flags}");
+        assert_eq!(blue.response.count + green.response.count, run.response.count, "{flags}");
+        assert!(blue.connections >= 3 && green.connections >= 3, "{backends:?}");
+        assert!(green.response.min_us >= 20_000.0 && blue.response.p50_us < green.response.min_us, "{backends:?}");
+    }
+}
+
+#[test]
+fn backends_of_merged_runs_are_added() {
+    let (_servers, balancer) = balanced();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    thread::scope(|scope| {
+        for name in ["one", "two"] {
+            let flags = format!("-t 1s --rate 100 -c 2 --warm-up 0s --by-greeting --name {name} --json {}", path(name));
+            scope.spawn(move || assert_eq!(bench(balancer, &flags).status.code(), Some(0)));
+        }
+    });
+    let (json, page) = (path("sum"), path("page.html"));
+    let output = echoloop(&["report", "--merge", &path("one"), &path("two"), "--json", &json, "--html", &page], b"");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let sum = Run::read(json.as_ref()).unwrap();
+    assert_eq!(sum.backends.len(), 2, "{text}");
+    assert_eq!(sum.backends.iter().map(|backend| backend.replies).sum::<u64>(), 200);
+    assert_eq!(sum.backends.iter().map(|backend| backend.response.count).sum::<u64>(), 200);
+    let page = fs::read_to_string(page).unwrap();
+    for name in ["blue", "green"] {
+        assert!(text.lines().any(|line| line.starts_with(name)), "{text}");
+        assert!(page.contains(&format!("<th scope=\"row\">{name}</th>")));
+    }
+}
+
+#[test]
+fn missing_greetings_are_errors_with_a_remedy() {
+    let cases: [(fn(TcpStream), &str); 4] = [
+        (|stream| echo_changed(stream, |_, _| {}), "no greeting within 300ms"),
+        (drop, "before its greeting"),
+        (|mut stream| _ = stream.write_all(&[b'x'; 5000]).and(stream.read(&mut [0])), "without a newline"),
+        (|mut stream| _ = stream.write_all(b"a\nb").and(stream.read(&mut [0; 64])), "1 bytes more"),
+    ];
+    for (serve, says) in cases {
+        let server = server(move |_, stream| serve(stream));
+        let output = bench(server, "-n 10 -c 1 --warm-up 0s --timeout 300ms --by-greeting");
+        let text = String::from_utf8(output.stderr).unwrap() + &String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.code() == Some(1) && text.contains(says), "{text}");
+    }
+    // And one that nobody expected says which option is for it.
+    let server = Server::start(&["--greeting", "hello"]);
+    let (run, _) = errors(server.addr(), "-c 0 --idle 1 -t 1s");
+    assert!(run.errors[0].first.contains("--by-greeting"), "{:?}", run.errors);
+}
+
 #[test]
 fn it_dials_from_the_addresses_it_is_given_in_turn() {
     let (sender, peers) = channel();
@@ -969,6 +1052,7 @@ fn mistakes_on_the_command_line_are_named() {
         ("--source 1.2.3", "1.2.3"),
         ("--timeout 0s", "--timeout"),
         ("-c 0", "no connection"),
+        ("udp:127.0.0.1:7 --by-greeting", "load a stream"),
         ("-c 0 --idle 1 --rate 10", "--rate"),
         ("-c 0 --idle 1 --find-rate p99<1s", "--find-rate"),
         ("-c 0 --idle 3 -n 3", "--messages"),

@@ -111,6 +111,11 @@ pub struct Config {
     #[arg(long, value_name = "PID", value_parser = values::whole::<i32>(1..=i32::MAX as u64))]
     pub watch_pid: Option<i32>,
 
+    /// Tell the servers behind one address apart by the line that each sends first (`serve --greeting`): replies and latency
+    /// of each. A connection is open when that line has come
+    #[arg(long)]
+    pub by_greeting: bool,
+
     /// What to call this run in reports; by default the address
     #[arg(long, value_name = "TEXT")]
     pub name: Option<String>,
@@ -130,6 +135,13 @@ impl Config {
     pub fn check(&self) -> Result<(), String> {
         if self.connections + self.idle == 0 {
             return Err("there is no connection to open: -c and --idle are both 0".to_owned());
+        }
+        if self.by_greeting && matches!(self.address, Address::Udp(_)) {
+            return Err(format!(
+                "--by-greeting: a greeting is sent on a connection, and {} has none: leave it out, or load a stream, as in \
+                 127.0.0.1:7777",
+                self.address
+            ));
         }
         let for_messages = [
             ("--rate", self.rate.is_some()),

@@ -127,6 +127,7 @@ impl<'a, W: World> Driver<'a, W> {
             idle: config.idle,
             timeout: config.timeout,
             max_closing,
+            by_greeting: config.by_greeting,
         };
         Driver {
             config,

@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 
 use super::clock::{Nanos, seconds};
 use super::latency::{Distribution, Latency, histogram, record};
+use super::load::{BackendNumber, UNKNOWN};
 use super::summary::{Interval, Messages, NeverSent, Outcomes};
 
 /// From how much on a message that could have been sent counts as late.
@@ -57,7 +58,18 @@ pub(super) struct Ledger {
     pub reordered: u64,
     /// Datagrams that came again, or after they were given up.
     pub duplicates: u64,
+    /// The part of each backend in it; empty unless they are told apart.
+    by_backend: Vec<Tally>,
     timeline: Timeline,
+}
+
+/// One backend's part of the account.
+pub(super) struct Tally {
+    pub replies: u64,
+    pub bytes: u64,
+    /// Messages that were sent to it and not answered, or whose connection failed.
+    pub unanswered: u64,
+    pub response: Distribution,
 }
 
 /// The window second by second.
@@ -88,6 +100,7 @@ impl Ledger {
             late: 0,
             reordered: 0,
             duplicates: 0,
+            by_backend: Vec::new(),
             timeline: Timeline {
                 done: Vec::new(),
                 current: histogram(),
@@ -134,8 +147,9 @@ impl Ledger {
         self.outcomes.due - self.outcomes.sum()
     }
 
-    /// Notes answers that came whole at `now`, to messages of `bytes` in all that were due and sent at the same times.
-    pub fn answered(&mut self, count: u64, bytes: u64, due: Nanos, sent: Nanos, now: Nanos) {
+    /// Notes answers that came whole at `now`, to messages of `bytes` in all that were due and sent at the same times, and to
+    /// the same backend.
+    pub fn answered(&mut self, count: u64, bytes: u64, due: Nanos, sent: Nanos, now: Nanos, backend: BackendNumber) {
         if !self.covers(due) {
             return;
         }
@@ -148,6 +162,12 @@ impl Ledger {
             service.record(now.saturating_sub(sent), count);
         }
         record(&mut self.timeline.current, response, count);
+        if backend != UNKNOWN {
+            let tally = self.tally(backend);
+            tally.replies += count;
+            tally.bytes += bytes;
+            tally.response.record(response, count);
+        }
         if now < self.to || self.to == Nanos::MAX {
             self.in_window += count;
             self.timeline.replies += count;
@@ -157,7 +177,15 @@ impl Ledger {
 
     /// Notes messages that were due then and were not answered, which is known at `now`. Returns how many of them are of
     /// the window.
-    pub fn lost(&mut self, count: u64, due: Nanos, sent: Option<Nanos>, now: Nanos, outcome: Outcome) -> u64 {
+    pub fn lost(
+        &mut self,
+        count: u64,
+        due: Nanos,
+        sent: Option<Nanos>,
+        now: Nanos,
+        outcome: Outcome,
+        backend: BackendNumber,
+    ) -> u64 {
         if !self.covers(due) {
             return 0;
         }
@@ -173,7 +201,27 @@ impl Ledger {
         if let (Some(service), Some(sent)) = (&mut self.service, sent) {
             service.record_bound(now.saturating_sub(sent), count);
         }
+        if backend != UNKNOWN {
+            let tally = self.tally(backend);
+            tally.unanswered += count;
+            tally.response.record_bound(now.saturating_sub(due), count);
+        }
         count
+    }
+
+    /// A backend's part of the account.
+    #[cold]
+    fn tally(&mut self, backend: BackendNumber) -> &mut Tally {
+        let number = backend as usize;
+        while self.by_backend.len() <= number {
+            self.by_backend.push(Tally { replies: 0, bytes: 0, unanswered: 0, response: Distribution::new() });
+        }
+        &mut self.by_backend[number]
+    }
+
+    /// What came of the messages to one backend, if there were any.
+    pub fn of_backend(&self, backend: BackendNumber) -> Option<&Tally> {
+        self.by_backend.get(backend as usize)
     }
 
     /// Notes that a message is sent at `now` that was due then, with nothing in its way but the generator itself.
@@ -327,26 +375,32 @@ mod tests {
     proptest! {
         #[test]
         fn outcomes_add_up_to_what_was_due(
-            messages in prop::collection::vec((0u64..3_000, 0usize..7, 0u64..2_000), 0..100),
+            messages in prop::collection::vec((0u64..3_000, 0usize..7, 0u64..2_000, 0u32..3), 0..100),
         ) {
             let (from, to, timeout) = (500, 2_000, 1_000);
             let mut ledger = Ledger::open(from, Some(to), true, timeout, 0);
             let of_window = messages.iter().filter(|(due, ..)| (from..to).contains(due));
             ledger.due(of_window.clone().count() as u64);
-            for &(due, outcome, took) in &messages {
+            for &(due, outcome, took, backend) in &messages {
                 match OUTCOMES.get(outcome) {
-                    Some(&outcome) => _ = ledger.lost(1, due, None, due + took, outcome),
-                    None => ledger.answered(1, 64, due, due, due + took),
+                    Some(&outcome) => _ = ledger.lost(1, due, None, due + took, outcome, backend),
+                    None => ledger.answered(1, 64, due, due, due + took, backend),
                 }
             }
             ledger.finish(1, 0);
             prop_assert_eq!(ledger.outstanding(), 0);
             prop_assert_eq!(ledger.response().len(), ledger.outcomes.due);
-            let late = of_window.filter(|(_, outcome, took)| *outcome >= OUTCOMES.len() && *took > timeout).count();
+            let late = of_window.filter(|(_, outcome, took, _)| *outcome >= OUTCOMES.len() && *took > timeout).count();
             prop_assert_eq!(ledger.outcomes.answered_late, late as u64);
             let messages = ledger.messages();
             prop_assert_eq!(messages.sent + messages.missed, ledger.outcomes.due);
             prop_assert_eq!(messages.sent, messages.replies + messages.unanswered);
+            let tallies: Vec<_> = (0..3).filter_map(|backend| ledger.of_backend(backend)).collect();
+            let sum = |part: fn(&Tally) -> u64| tallies.iter().map(|tally| part(tally)).sum::<u64>();
+            prop_assert_eq!(sum(|tally| tally.replies), messages.replies);
+            prop_assert_eq!(sum(|tally| tally.bytes), messages.bytes);
+            prop_assert_eq!(sum(|tally| tally.response.len()), ledger.response().len());
+            prop_assert_eq!(sum(|tally| tally.unanswered), ledger.outcomes.due - messages.replies);
         }
     }
 
@@ -357,7 +411,7 @@ mod tests {
         ledger.due(1000);
         for number in 0..1000 {
             let due = number * 1_000_000;
-            ledger.answered(1, 1, due, due, first + number * each);
+            ledger.answered(1, 1, due, due, first + number * each, UNKNOWN);
         }
         ledger.rate()
     }

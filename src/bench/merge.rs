@@ -13,7 +13,7 @@ use indicatif::HumanCount;
 
 use super::latency::{Distribution, Latency, histogram};
 use super::summary::{Part, digest, timestamp};
-use super::{ErrorCount, ErrorKind, Interval, Run, Settings};
+use super::{Backend, ErrorCount, ErrorKind, Interval, Run, Settings};
 
 /// The length of the intervals of the merged timeline, in seconds.
 const INTERVAL: f64 = 1.0;
@@ -159,6 +159,8 @@ struct Sum {
     bytes: f64,
     timeline: Vec<Histogram<u64>>,
     errors: BTreeMap<ErrorKind, ErrorCount>,
+    /// The response times of each backend, in the order of the run's.
+    backends: Vec<Distribution>,
 }
 
 /// Adds numbers of runs, fields of the same name.
@@ -177,6 +179,7 @@ impl Sum {
         run.addresses.clear();
         run.errors.clear();
         run.mismatches.clear();
+        run.backends.clear();
         run.criteria.clear();
         run.messages = Default::default();
         run.outcomes = Default::default();
@@ -217,6 +220,7 @@ impl Sum {
             bytes: 0.0,
             timeline: run.timeline.iter().map(|_| histogram()).collect(),
             errors: BTreeMap::new(),
+            backends: Vec::new(),
             run,
         }
     }
@@ -280,6 +284,17 @@ impl Sum {
         add(&mut self.connect, &other.connections.connect)?;
         if let (Some(sum), Some(service)) = (&mut self.service, &other.service) {
             sum.add(&service.distribution()?);
+        }
+        for backend in &other.backends {
+            let known = run.backends.iter().position(|known| known.greeting == backend.greeting);
+            let at = known.unwrap_or_else(|| {
+                let Backend { greeting, response, .. } = backend.clone();
+                run.backends.push(Backend { greeting, connections: 0, replies: 0, bytes: 0, unanswered: 0, response });
+                self.backends.push(Distribution::new());
+                self.backends.len() - 1
+            });
+            add!(run.backends[at], backend, connections, replies, bytes, unanswered);
+            self.backends[at].add(&backend.response.distribution()?);
         }
         for error in &other.errors {
             let sum = self.errors.entry(error.kind).or_insert_with(|| ErrorCount {
@@ -362,6 +377,9 @@ impl Sum {
         run.response = Latency::from(&self.response);
         run.service = self.service.as_ref().map(Latency::from);
         run.connections.connect = Latency::from(&self.connect);
+        for (backend, response) in run.backends.iter_mut().zip(&self.backends) {
+            backend.response = Latency::from(response);
+        }
         for (interval, histogram) in run.timeline.iter_mut().zip(&self.timeline) {
             interval.response = Latency::from(histogram);
         }

@@ -53,7 +53,7 @@ pub use latency::Latency;
 pub use merge::merge;
 pub use payload::{Cause, Mismatch};
 pub use summary::{
-    Connections, Cut, Datagrams, ErrorCount, ErrorKind, Generator, Host, Interval, Limit, Messages, NeverSent,
+    Backend, Connections, Cut, Datagrams, ErrorCount, ErrorKind, Generator, Host, Interval, Limit, Messages, NeverSent,
     Outcomes, Part, RateKept, Run, Search, Settings, Step, Verdict, Watched,
 };
 
@@ -155,6 +155,20 @@ fn assemble<W: World>(
     });
     let (schema, version, echoloop) = Run::marks();
     let record = &driver.load().record;
+    let backends = driver.load().backends.iter().flat_map(|backends| backends.all());
+    let backends = backends.map(|(number, greeting, connections)| {
+        let tally = ledger.of_backend(number);
+        Backend {
+            greeting: greeting.to_owned(),
+            connections,
+            replies: tally.map_or(0, |tally| tally.replies),
+            bytes: tally.map_or(0, |tally| tally.bytes),
+            unanswered: tally.map_or(0, |tally| tally.unanswered),
+            response: tally
+                .map_or_else(|| Latency::from(&latency::Distribution::new()), |tally| Latency::from(&tally.response)),
+        }
+    });
+    let backends = backends.collect();
     Run {
         schema,
         version,
@@ -190,6 +204,7 @@ fn assemble<W: World>(
         rate_kept,
         response: Latency::from(ledger.response()),
         service: ledger.service().map(Latency::from),
+        backends,
         datagrams: driver.link.may_lose().then_some(Datagrams {
             lost: messages.unanswered,
             reordered: ledger.reordered,

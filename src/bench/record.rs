@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use super::clock::Nanos;
 use super::latency::{histogram, record};
 use super::ledger::{Ledger, Outcome};
+use super::load::BackendNumber;
 use super::payload::Mismatch;
 use super::summary::{ErrorCount, ErrorKind};
 
@@ -113,9 +114,9 @@ impl Record {
     }
 
     /// See [`Ledger::answered`].
-    pub fn answered(&mut self, count: u64, bytes: u64, due: Nanos, sent: Nanos, now: Nanos) {
+    pub fn answered(&mut self, count: u64, bytes: u64, due: Nanos, sent: Nanos, now: Nanos, backend: BackendNumber) {
         if let Some(ledger) = &mut self.ledger {
-            ledger.answered(count, bytes, due, sent, now);
+            ledger.answered(count, bytes, due, sent, now, backend);
         }
     }
 
@@ -125,8 +126,16 @@ impl Record {
     }
 
     /// See [`Ledger::lost`].
-    pub fn lost(&mut self, count: u64, due: Nanos, sent: Option<Nanos>, now: Nanos, outcome: Outcome) -> u64 {
-        self.ledger.as_mut().map_or(0, |ledger| ledger.lost(count, due, sent, now, outcome))
+    pub fn lost(
+        &mut self,
+        count: u64,
+        due: Nanos,
+        sent: Option<Nanos>,
+        now: Nanos,
+        outcome: Outcome,
+        backend: BackendNumber,
+    ) -> u64 {
+        self.ledger.as_mut().map_or(0, |ledger| ledger.lost(count, due, sent, now, outcome, backend))
     }
 
     /// Notes a datagram that came after one that was sent later.

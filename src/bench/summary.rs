@@ -86,6 +86,9 @@ pub struct Run {
     pub response: Latency,
     /// From when a message was sent to its whole reply. Null in a closed loop, where it is the same.
     pub service: Option<Latency>,
+    /// Which servers answered, told apart by the line that each sent first (--by-greeting); empty if they were not.
+    #[serde(default)]
+    pub backends: Vec<Backend>,
     /// What became of datagrams. Null over streams, which lose nothing.
     #[serde(default)]
     pub datagrams: Option<Datagrams>,
@@ -305,6 +308,23 @@ pub struct Datagrams {
     pub reordered: u64,
     /// Datagrams that came back again, or after they were given up.
     pub duplicates: u64,
+}
+
+/// A server behind the address, and its part of the measured window. Messages that were never sent are no backend's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Backend {
+    /// The line that it sent first.
+    pub greeting: String,
+    /// Connections that received it, in the whole run, idle ones included.
+    pub connections: u64,
+    /// Messages that it answered, in time or late.
+    pub replies: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Messages that were sent to it and not answered, or whose connection failed.
+    pub unanswered: u64,
+    /// From when a message was due to its whole reply.
+    pub response: Latency,
 }
 
 /// A second of the measured window; the last one may be shorter.
@@ -609,7 +629,8 @@ impl Run {
         let timeline = self.timeline.iter().map(|interval| &interval.response);
         let own = self.generator.lateness.iter().chain(&self.generator.stalls);
         let all = [&self.response, &self.connections.connect].into_iter().chain(&self.service).chain(timeline);
-        all.chain(search).chain(own).chain(&self.connections.closing)
+        let backends = self.backends.iter().map(|backend| &backend.response);
+        all.chain(search).chain(own).chain(&self.connections.closing).chain(backends)
     }
 }
 
@@ -810,6 +831,7 @@ pub(super) mod tests {
                 explains: Vec::new(),
                 warnings: Vec::new(),
             },
+            backends: Vec::new(),
             watched: None,
             search: None,
             criteria: Vec::new(),

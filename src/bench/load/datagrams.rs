@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind as Io};
 use mio::Token;
 use mio::net::UdpSocket;
 
-use super::slot::{ANSWERED, Flight, Slot, Stage};
+use super::slot::{ANSWERED, Flight, Slot, Stage, UNKNOWN};
 use super::{Load, Nanos, Outcome};
 use crate::bench::payload::{Cause, Mismatch, Payload, hex};
 use crate::bench::summary::ErrorKind;
@@ -118,7 +118,7 @@ impl Load {
         let serial = slot.serial;
         slot.forget_answered();
         self.record.error(ErrorKind::Unreachable, || refusal(serial, error));
-        self.record.lost(1, flight.due, Some(flight.sent), now, Outcome::Failed);
+        self.record.lost(1, flight.due, Some(flight.sent), now, Outcome::Failed, UNKNOWN);
     }
 
     /// Takes in the datagrams that have come at a slot. Returns whether there may be more.
@@ -240,7 +240,7 @@ impl Load {
             slot.flights.pop_front();
             slot.forget_answered();
             self.in_flight -= 1;
-            self.record.lost(1, flight.due, Some(flight.sent), now, Outcome::Unanswered);
+            self.record.lost(1, flight.due, Some(flight.sent), now, Outcome::Unanswered, UNKNOWN);
         }
         if let Some(oldest) = slot.flights.front() {
             let since = oldest.sent;

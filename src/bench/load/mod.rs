@@ -9,6 +9,7 @@
 //! `streams` and `datagrams` are what differs. Neither opens connections nor knows the poll; what became of each message
 //! goes to the [ledger](super::ledger).
 
+mod backends;
 mod datagrams;
 mod slot;
 mod streams;
@@ -23,9 +24,10 @@ use super::payload::{Payload, Sizes};
 use super::record::Record;
 use super::schedule::Schedule;
 use super::summary::ErrorKind;
+use backends::Backends;
 pub(super) use datagrams::{MAX_DATAGRAM, NUMBER, Port};
+pub(super) use slot::{BackendNumber, Slot, Stage, UNKNOWN};
 use slot::{Flight, Timeouts};
-pub(super) use slot::{Slot, Stage};
 pub(super) use streams::{Peer, connect_kind};
 
 /// When messages are sent.
@@ -57,6 +59,8 @@ pub(super) struct Shape {
     pub timeout: Duration,
     /// Connections that may be being closed while their slots have others already.
     pub max_closing: usize,
+    /// Whether to tell backends apart by the line that they send first.
+    pub by_greeting: bool,
 }
 
 #[cfg(test)]
@@ -64,7 +68,7 @@ impl Shape {
     /// One connection that carries messages.
     pub fn single(sizes: (u64, u64), depth: u64) -> Self {
         let (reconnect, timeout) = (None, Duration::from_secs(5));
-        Shape { seed: 7, sizes, depth, reconnect, busy: 1, idle: 0, timeout, max_closing: 0 }
+        Shape { seed: 7, sizes, depth, reconnect, busy: 1, idle: 0, timeout, max_closing: 0, by_greeting: false }
     }
 }
 
@@ -105,6 +109,8 @@ pub(super) struct Load {
     /// The addresses that slots dial, in turn, for errors to name; empty if their reader knows.
     pub addresses: Vec<String>,
     pub record: Record,
+    /// The backends that have greeted, if they are told apart.
+    pub backends: Option<Box<Backends>>,
 }
 
 impl Load {
@@ -134,6 +140,7 @@ impl Load {
             gone: Vec::new(),
             addresses: Vec::new(),
             record: Record::new(),
+            backends: shape.by_greeting.then(Box::default),
         }
     }
 
@@ -144,6 +151,9 @@ impl Load {
         self.payload.prepare(serial);
         let slot = &mut self.slots[index as usize];
         slot.renew(token, serial);
+        if let Some(backends) = &mut self.backends {
+            backends.forget(index);
+        }
         self.timeouts.arm(slot, index, since);
         self.set_stage(index as usize, Stage::Connecting { since });
     }
@@ -152,8 +162,8 @@ impl Load {
     fn is_open(&mut self, index: u32, now: Nanos) {
         let slot = &mut self.slots[index as usize];
         slot.opened = now;
-        // One that replaces another shows first that it is not just accepted and dropped.
-        slot.proven = !slot.seasoned;
+        // One that replaces another shows first that it is not just accepted and dropped. A greeting shows that.
+        slot.proven = !slot.seasoned || slot.backend != UNKNOWN;
         self.set_stage(index as usize, Stage::Open);
         self.slots[index as usize].set_free(true, now);
     }
@@ -256,7 +266,7 @@ impl Load {
             let slot = &self.slots[index];
             let mut lost = 0;
             for flight in slot.flights.iter().filter(|flight| flight.sent != slot::ANSWERED) {
-                lost += self.record.lost(1, flight.due, Some(flight.sent), now, Outcome::Unanswered);
+                lost += self.record.lost(1, flight.due, Some(flight.sent), now, Outcome::Unanswered, slot.backend);
             }
             if lost > 0 && is_error {
                 let text = || format!("connection {}: {lost} messages were not answered until the end", slot.serial);
@@ -284,7 +294,7 @@ impl Load {
             let numbers = schedule.count_before(end).min(self.released);
             let count = self.share(index, numbers).saturating_sub(slot.next).max(1);
             self.slots[index].next += count;
-            self.record.lost(count, due, None, now, outcome);
+            self.record.lost(count, due, None, now, outcome, UNKNOWN);
         }
     }
 
@@ -364,7 +374,12 @@ impl Load {
         let shown = humantime::format_duration(Duration::from_nanos(timeout));
         let slot = &self.slots[index];
         if matches!(slot.stage, Stage::Connecting { .. }) {
-            self.fail(index, ErrorKind::ConnectTimeout, format!("no connection within {shown}"), Outcome::Failed);
+            let greeted = self.backends.as_ref().is_none_or(|backends| !backends.awaits(index as u32));
+            let text = match greeted {
+                true => format!("no connection within {shown}"),
+                false => format!("no greeting within {shown}: --by-greeting needs servers that send a line first"),
+            };
+            self.fail(index, ErrorKind::ConnectTimeout, text, Outcome::Failed);
         } else {
             let text = format!(
                 "connection {}: {} of {} bytes came back within {shown}",
@@ -429,7 +444,8 @@ impl Load {
     /// Notes answers of `bytes` in all to messages like `first`.
     fn answered(&mut self, count: u64, bytes: u64, first: Flight, now: Nanos, index: usize) {
         (self.last_sign, self.futile) = (now, 0);
-        self.record.answered(count, bytes, first.due, first.sent, now);
+        let backend = self.slots[index].backend;
+        self.record.answered(count, bytes, first.due, first.sent, now, backend);
         if now.saturating_sub(first.sent) > self.timeouts.timeout() {
             let serial = self.slots[index].serial;
             let took = Duration::from_nanos(now - first.sent);
@@ -456,7 +472,7 @@ impl Load {
         self.in_flight -= slot.in_flight();
         slot.answered_early = 0;
         for flight in slot.flights.drain(..).filter(|flight| flight.sent != slot::ANSWERED) {
-            self.record.lost(1, flight.due, Some(flight.sent), now, outcome);
+            self.record.lost(1, flight.due, Some(flight.sent), now, outcome, slot.backend);
         }
     }
 }

@@ -34,6 +34,12 @@ pub(super) struct Flight {
 /// When a datagram was sent that has been answered before those that were sent before it.
 pub(super) const ANSWERED: Nanos = Nanos::MAX;
 
+/// Which backend a connection leads to, by its number among those that have greeted.
+pub(in crate::bench) type BackendNumber = u32;
+
+/// No backend is known: none is asked for (`--by-greeting`), or it has not greeted.
+pub(in crate::bench) const UNKNOWN: BackendNumber = BackendNumber::MAX;
+
 /// Since when a slot has been free that is not.
 const NOT_FREE: Nanos = Nanos::MAX;
 
@@ -69,6 +75,8 @@ pub(in crate::bench) struct Slot {
     /// When it was opened; and whether it has shown since that somebody is there.
     pub(super) opened: Nanos,
     pub(super) proven: bool,
+    /// Which backend its connection leads to.
+    pub(super) backend: BackendNumber,
     /// It has an entry in [`Timeouts`].
     armed: bool,
 }
@@ -91,6 +99,7 @@ impl Slot {
             seasoned: false,
             opened: 0,
             proven: false,
+            backend: UNKNOWN,
             armed: false,
         }
     }

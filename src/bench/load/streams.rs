@@ -4,12 +4,16 @@ use std::io::{self, ErrorKind as Io};
 
 use mio::Token;
 
+use super::backends::{Heard, MAX_GREETING};
 use super::slot::{Flight, Stage};
 use super::{Load, Outcome};
 use crate::bench::clock::Nanos;
-use crate::bench::payload::PIECE;
+use crate::bench::payload::{Cause, PIECE};
 use crate::bench::summary::ErrorKind;
 use crate::reactor::{CloseReason, Protocol, Stream, Transport};
+
+/// What is asked where bytes come first that are no echo.
+const GREETS: &str = " (does the server greet? --by-greeting)";
 
 /// What is remembered about a connection.
 #[derive(Debug)]
@@ -91,9 +95,39 @@ impl Load {
         let in_flight = self.slots.iter().filter(|other| other.stage == Stage::Open);
         let in_flight = in_flight.map(|other| (other.serial, other.received, other.sent));
         let mismatch = self.payload.explain(slot.serial, slot.received, got, in_flight);
-        let text = mismatch.to_string();
+        let hint = if slot.received == 0 && mismatch.cause == Cause::Unknown { GREETS } else { "" };
+        let text = format!("{mismatch}{hint}");
         self.record.mismatch(mismatch);
         self.fail(index, ErrorKind::Mismatch, text, Outcome::Failed);
+    }
+
+    /// Takes in the line that tells which backend a connection leads to, with which the connection is open. Returns what
+    /// came behind it, once it has come.
+    #[cold]
+    fn greeted<'a, S: Stream>(
+        &mut self,
+        transport: &mut Transport<'_, S>,
+        index: u32,
+        bytes: &'a [u8],
+    ) -> Option<&'a [u8]> {
+        match self.backends.as_mut()?.take(index, bytes) {
+            Heard::Unfinished => None,
+            Heard::Endless => {
+                let text = format!(
+                    "connection {}: {MAX_GREETING} bytes without a newline are no greeting (--by-greeting)",
+                    self.slots[index as usize].serial
+                );
+                self.fail(index as usize, ErrorKind::Excess, text, Outcome::Failed);
+                transport.abort();
+                None
+            }
+            Heard::Of(backend, rest) => {
+                self.slots[index as usize].backend = backend;
+                let now = self.clock.read();
+                self.is_open(index, now);
+                Some(rest)
+            }
+        }
     }
 
     /// Has a connection closed whose messages have all been answered. Its slot gets another one at once, as long as those
@@ -124,7 +158,11 @@ impl<S: Stream> Protocol<S> for Load {
     fn opened(&mut self, transport: &mut Transport<'_, S>, peer: &mut Peer) {
         let now = self.clock.read();
         if let Stage::Connecting { since } = self.slots[peer.slot as usize].stage {
-            self.is_open(peer.slot, now);
+            match &mut self.backends {
+                // It counts as open when it is known who is there.
+                Some(backends) => backends.await_greeting(peer.slot),
+                None => self.is_open(peer.slot, now),
+            }
             let slot = &mut self.slots[peer.slot as usize];
             self.record.connected(now.saturating_sub(since), std::mem::replace(&mut slot.seasoned, true));
             self.feed(transport, peer.slot);
@@ -133,10 +171,17 @@ impl<S: Stream> Protocol<S> for Load {
 
     fn received(&mut self, transport: &mut Transport<'_, S>, peer: &mut Peer, bytes: &[u8]) {
         let index = peer.slot as usize;
-        let slot = &mut self.slots[index];
-        if peer.closing.is_some() || slot.stage != Stage::Open {
+        if peer.closing.is_some() {
             return;
         }
+        let bytes = match self.slots[index].stage {
+            Stage::Open => bytes,
+            _ => match self.greeted(transport, peer.slot, bytes) {
+                Some(rest) => rest,
+                None => return,
+            },
+        };
+        let slot = &mut self.slots[index];
         let now = self.clock.read();
         let owed = slot.sent - slot.received;
         let (echo, excess) = bytes.split_at(bytes.len().min(usize::try_from(owed).unwrap_or(usize::MAX)));
@@ -148,7 +193,8 @@ impl<S: Stream> Protocol<S> for Load {
             self.mismatch(index, &echo[right..]);
             transport.abort();
         } else if !excess.is_empty() {
-            let text = format!("connection {}: {} bytes more than were sent", slot.serial, excess.len());
+            let hint = if slot.sent == 0 { GREETS } else { "" };
+            let text = format!("connection {}: {} bytes more than were sent{hint}", slot.serial, excess.len());
             self.fail(index, ErrorKind::Excess, text, Outcome::Failed);
             transport.abort();
         } else if slot.flights.is_empty() && self.is_spent(peer.slot) {
@@ -167,7 +213,12 @@ impl<S: Stream> Protocol<S> for Load {
     fn eof(&mut self, transport: &mut Transport<'_, S>, peer: &mut Peer) {
         peer.ended = true;
         let slot = &self.slots[peer.slot as usize];
-        if peer.closing.is_none() && slot.stage == Stage::Open {
+        if peer.closing.is_some() {
+            // Its slot may have another connection already.
+        } else if self.backends.as_ref().is_some_and(|backends| backends.awaits(peer.slot)) {
+            let text = format!("connection {}: closed by the server before its greeting", slot.serial);
+            self.fail(peer.slot as usize, ErrorKind::ClosedEarly, text, Outcome::Failed);
+        } else if slot.stage == Stage::Open {
             let missing = slot.planned - slot.received;
             let text = format!("connection {}: closed by the server with {missing} bytes owed", slot.serial);
             self.fail(peer.slot as usize, ErrorKind::ClosedEarly, text, Outcome::Failed);

@@ -291,11 +291,31 @@ fn tables(run: &Run) -> Markup {
     };
     html! {
         @if run.response.count > 0 { (scrolling("Latency", latencies)) }
+        @if !run.backends.is_empty() { (scrolling("Backends", backends(run))) }
         @if !run.criteria.is_empty() { (scrolling("Criteria", criteria)) }
         @if !run.parts.is_empty() { (scrolling("Merged runs", parts)) }
         div.pair {
             (pairs("Results", &text::results(run)))
             (pairs("Settings and environment", &text::settings(run)))
+        }
+    }
+}
+
+/// Which servers answered.
+fn backends(run: &Run) -> Markup {
+    let rows = text::backends(run);
+    html! {
+        table {
+            caption { "Which servers answered (--by-greeting)" }
+            @for (number, row) in rows.iter().enumerate() {
+                tr {
+                    @for (column, cell) in row.iter().enumerate() {
+                        @if number == 0 { th scope="col" { (cell) } }
+                        @else if column == 0 { th scope="row" { (cell) } }
+                        @else { td { (cell) } }
+                    }
+                }
+            }
         }
     }
 }

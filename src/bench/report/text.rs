@@ -1,5 +1,6 @@
 //! Runs as text, for a terminal of 80 columns.
 
+use std::cmp::Reverse;
 use std::fmt::Write;
 
 use bytesize::ByteSize;
@@ -9,7 +10,7 @@ use indicatif::HumanCount;
 
 use crate::bench::latency::{Latency, PERCENTILES, micros, show_at_least, show_micros};
 use crate::bench::merge::distinct_names;
-use crate::bench::{Cut, Outcomes, Run, Search, Settings, Step};
+use crate::bench::{Backend, Cut, Outcomes, Run, Search, Settings, Step};
 use crate::escape;
 
 /// The width that everything fits.
@@ -67,6 +68,10 @@ pub fn text(run: &Run) -> anyhow::Result<String> {
     if let Some(search) = &run.search {
         out.push('\n');
         wrap(&mut out, "", &answer(search));
+    }
+    if !run.backends.is_empty() {
+        out.push('\n');
+        out.push_str(&table(&backends(run)));
     }
     parts(&mut out, run);
     problems(&mut out, run);
@@ -287,6 +292,30 @@ fn histogram(out: &mut String, histogram: &Histogram<u64>) -> anyhow::Result<()>
         )?;
     }
     Ok(())
+}
+
+/// The cells of the table of backends, those with most replies first: a head, and then a row for each.
+pub(super) fn backends(run: &Run) -> Vec<Vec<String>> {
+    let head = ["greeting", "opened", "replies", "share", "unanswered", "p50", "p99", "max"];
+    let mut sorted: Vec<_> = run.backends.iter().collect();
+    sorted.sort_by_key(|backend| Reverse(backend.replies));
+    // Files can hold any numbers.
+    let all = sorted.iter().map(|backend| backend.replies).fold(0, u64::saturating_add).max(1);
+    let row = |backend: &&Backend| {
+        let response = &backend.response;
+        let max = if response.count == 0 { NONE.to_owned() } else { longest(response) };
+        vec![
+            backend.greeting.clone(),
+            HumanCount(backend.connections).to_string(),
+            HumanCount(backend.replies).to_string(),
+            percent(backend.replies as f64 / all as f64),
+            HumanCount(backend.unanswered).to_string(),
+            percentile(response, 0),
+            percentile(response, 2),
+            max,
+        ]
+    };
+    std::iter::once(head.map(str::to_owned).to_vec()).chain(sorted.iter().map(row)).collect()
 }
 
 /// The runs that were merged.
