@@ -195,7 +195,8 @@ fn backends_of_merged_runs_are_added() {
 
 #[test]
 fn missing_greetings_are_errors_with_a_remedy() {
-    let cases: [(fn(TcpStream), &str); 4] = [
+    type Serve = fn(TcpStream);
+    let cases: [(Serve, &str); 4] = [
         (|stream| echo_changed(stream, |_, _| {}), "no greeting within 300ms"),
         (drop, "before its greeting"),
         (|mut stream| _ = stream.write_all(&[b'x'; 5000]).and(stream.read(&mut [0])), "without a newline"),
