@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{ECHOLOOP, Server, echoloop, nobody, wait_until};
-use echoloop::bench::{Cause, ErrorKind, Run};
+use echoloop::bench::{Cause, ErrorKind, Limit, Run};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
@@ -1124,4 +1124,62 @@ fn stopped_terminal_holds_no_load_up() {
     });
     let run = Run::parse(&std::fs::read_to_string(file).unwrap()).unwrap();
     assert!(status.unwrap().code() == Some(0) && run.messages.replies > 0);
+}
+
+#[test]
+fn reconnecting_after_each_message_lasts_the_window() {
+    let echo = server(|_, stream| echo_changed(stream, |_, _| {}));
+    let (run, code) = run(echo, "--reconnect 1 -c 4 -t 400ms --timeout 100ms --warm-up 0s");
+    assert_eq!((code, run.cut, run.outcomes.answered), (0, None, run.outcomes.due), "{:?}", run.errors);
+}
+
+#[test]
+fn datagrams_beyond_the_generator_end_in_time() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = format!("udp:{}", silent.local_addr().unwrap());
+    let args = format!("bench {address} -c 2 -r 20000000 -t 200ms --timeout 200ms --warm-up 0s --json -");
+    let begin = std::time::Instant::now();
+    let output = echoloop(&args.split(' ').collect::<Vec<_>>(), b"");
+    let took = begin.elapsed();
+    let run = Run::parse(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(run.outcomes.never_sent.generator_behind > run.outcomes.due / 2, "{:?}", run.outcomes);
+    assert_eq!(run.rate_kept.unwrap().limit, Some(Limit::Generator));
+}
+
+#[test]
+fn search_goes_on_with_connections_opened_anew() {
+    let echo = server(|number, stream| {
+        let mut left = if number < 2 { 20 } else { usize::MAX };
+        let ends = stream.try_clone().unwrap();
+        echo_changed(stream, |_, _| {
+            left -= 1;
+            if left == 0 {
+                let _ = ends.shutdown(Shutdown::Both);
+            }
+        });
+    });
+    let (run, _) = run(echo, "--find-rate p50<1s -r 100 -c 2 -t 300ms --warm-up 0s");
+    assert!(run.search.unwrap().holds_at.is_some());
+}
+
+#[test]
+fn closes_under_way_at_the_end_are_told() {
+    let (send, wait) = channel::<()>();
+    let wait = Mutex::new(wait);
+    let open = server(move |_, stream| {
+        echo_changed(stream.try_clone().unwrap(), |_, _| {});
+        let _ = wait.lock().unwrap().recv();
+    });
+    let (run, code) = run(open, "-c 2 --reconnect 5 -n 20 --warm-up 0s");
+    drop(send);
+    assert_eq!((code, run.outcomes.answered), (0, 20));
+    assert!(run.connections.still_closing > 0 && run.connections.closing.is_none());
+}
+
+#[test]
+fn refused_addresses_end_slow_opening() {
+    let output = bench(nobody(), "-c 1000 --connect-rate 10 --timeout 200ms");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && text.contains("refused"), "{text}");
 }

@@ -298,6 +298,7 @@ impl Criterion {
                     .to_owned())
             }
             _ if self.figure.is_time() && connections == 0 => Err("there are no messages to time with -c 0".to_owned()),
+            Figure::Rate | Figure::Mismatches if connections == 0 => Err("there are no messages with -c 0".to_owned()),
             _ => Ok(()),
         }
     }

@@ -75,6 +75,10 @@ pub(super) struct Outcome {
     /// Why the window was ended before its time, if it was.
     pub cut: Option<Cut>,
     pub stalls: Stalls,
+    /// How long the generator had nothing to do in the window.
+    pub idle: Nanos,
+    /// The last replies were not awaited: a signal ended that.
+    pub abandoned: bool,
     /// Processor time that the generator used in the window.
     pub cpu: Duration,
     /// What the watched process had used at the window's beginning and at its end.
@@ -109,6 +113,8 @@ pub(super) struct Driver<'a, W: World> {
     impatient: bool,
     phase: Phase,
     stalls: Stalls,
+    /// How long there has been nothing to do, in the whole run.
+    idle: Nanos,
     next_tick: Nanos,
     ready: Vec<Readiness>,
     /// The process that is watched.
@@ -141,6 +147,7 @@ impl<'a, W: World> Driver<'a, W> {
             impatient: false,
             phase: Phase::Measuring,
             stalls: Stalls::new(),
+            idle: 0,
             next_tick: 0,
             ready: Vec::new(),
             watch: None,
@@ -178,11 +185,12 @@ impl<'a, W: World> Driver<'a, W> {
         self.await_connections()?;
         let nobody = self.link.is_empty() && self.load().record.connect.is_empty();
         if nobody && !self.interrupted {
+            let attempts = self.load().record.error_count();
             bail!(
                 "cannot connect to {}: {} (all {} attempts)",
                 self.config.address,
                 self.first_error(),
-                HumanCount(slots as u64)
+                HumanCount(attempts)
             );
         }
         let end = self.now();
@@ -241,8 +249,13 @@ impl<'a, W: World> Driver<'a, W> {
     }
 
     fn await_connections(&mut self) -> anyhow::Result<()> {
+        (self.alone_since, self.deserted) = (None, false);
         while (!self.to_open.is_empty() || self.load().connecting > 0) && !self.interrupted {
             self.step(None)?;
+            // The rest, which --connect-rate holds back, would be as alone.
+            if self.deserted && self.load().connecting == 0 {
+                self.to_open.clear();
+            }
         }
         Ok(())
     }
@@ -265,6 +278,7 @@ impl<'a, W: World> Driver<'a, W> {
         let cpu = processor_time();
         let usage = self.look(Precision::Children);
         self.stalls = Stalls::new();
+        let idle_before = self.idle;
         now = self.now();
         let end = pace.duration.map(|duration| now + nanos(duration));
         self.load_mut().open_window(now, end, pace.messages);
@@ -291,6 +305,7 @@ impl<'a, W: World> Driver<'a, W> {
         };
         self.load_mut().close_window(now);
         let cpu = processor_time() - cpu;
+        let idle = self.idle - idle_before;
         let watched = usage.zip(self.look(Precision::Children));
 
         // What fell due while the last turn was running is sent still; what the generator has not got to is not.
@@ -310,7 +325,8 @@ impl<'a, W: World> Driver<'a, W> {
         let open = load.open();
         let (ledger, errors) = load.record.take(open).context("the window was not opened")?;
         let stalls = std::mem::replace(&mut self.stalls, Stalls::new());
-        Ok(Outcome { ledger, errors, asked: pace.rate, cut, stalls, cpu, watched })
+        let abandoned = self.impatient;
+        Ok(Outcome { ledger, errors, asked: pace.rate, cut, stalls, idle, abandoned, cpu, watched })
     }
 
     /// Opens connections for the slots that lost theirs.
@@ -334,7 +350,7 @@ impl<'a, W: World> Driver<'a, W> {
 
     /// One turn of the loop, and no longer a sleep in it than until `wake`. Returns the time at its end.
     fn step(&mut self, wake: Option<Nanos>) -> anyhow::Result<Nanos> {
-        let began = self.load().clock.now();
+        let (began, begun) = (self.load().clock.now(), self.load().begun);
         self.open_due(began);
         self.send_due(began);
         self.link.expire(began);
@@ -365,6 +381,12 @@ impl<'a, W: World> Driver<'a, W> {
         // A poll rounds its sleep up to the next millisecond.
         let overslept = woke.saturating_sub(now + nanos(sleep)).saturating_sub(1_000_000);
         self.stalls.note((now - began) + overslept + end.saturating_sub(woke));
+        // A poll that need not have returned at once was waited in; one that did, and found nothing, was all for nothing.
+        match self.ready.is_empty() && self.load().begun == begun {
+            true => self.idle += end - began,
+            false if !sleep.is_zero() => self.idle += woke.saturating_sub(now),
+            false => {}
+        }
         if let Some(request) = request {
             self.take_request(request);
         }
@@ -443,7 +465,8 @@ impl<'a, W: World> Driver<'a, W> {
             self.deserted = false;
             return;
         }
-        let since = *self.alone_since.get_or_insert(now);
+        // Connections that are closed as soon as they are answered are never seen open.
+        let since = (*self.alone_since.get_or_insert(now)).max(self.load().answered_at);
         let hopeless = self.config.reconnect.is_none() && self.to_open.is_empty() && self.load().connecting == 0;
         self.deserted = hopeless || now.saturating_sub(since) >= nanos(self.config.timeout);
     }

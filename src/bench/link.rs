@@ -26,18 +26,21 @@ pub(super) enum Link<W: World> {
 pub(super) struct Ports<P> {
     load: Load,
     sockets: Vec<Option<P>>,
-    /// Slots at which there may be more than their turn allowed.
+    /// Slots at which there may be more than their turn allowed, to receive or to send; and whether a slot is among them.
     ready: Vec<u32>,
+    queued: Vec<bool>,
     buffer: Box<[u8]>,
 }
 
 impl<W: World> Link<W> {
     /// Sockets of the kind that is needed.
-    pub fn new(datagrams: bool, load: Load) -> Self {
+    pub fn new(datagrams: bool, mut load: Load) -> Self {
+        load.late_is_error = !datagrams;
         if datagrams {
             let sockets = load.slots.iter().map(|_| None).collect();
+            let queued = vec![false; load.slots.len()];
             let buffer = vec![0; MAX_DATAGRAM].into_boxed_slice();
-            Link::Datagrams(Box::new(Ports { load, sockets, ready: Vec::new(), buffer }))
+            Link::Datagrams(Box::new(Ports { load, sockets, ready: Vec::new(), queued, buffer }))
         } else {
             let settings =
                 Settings { read_size: READ_SIZE, max_read_size: READ_SIZE, read_budget: READ_BUDGET, ..W::settings() };
@@ -145,19 +148,28 @@ impl<W: World> Link<W> {
 
 impl<P: Port> Ports<P> {
     fn feed(&mut self, index: u32) {
-        if let Some(socket) = &mut self.sockets[index as usize] {
-            self.load.feed_port(index, socket, &mut self.buffer);
+        if let Some(socket) = &mut self.sockets[index as usize]
+            && self.load.feed_port(index, socket, &mut self.buffer)
+        {
+            self.queue(index);
+        }
+    }
+
+    fn queue(&mut self, index: u32) {
+        if !std::mem::replace(&mut self.queued[index as usize], true) {
+            self.ready.push(index);
         }
     }
 
     fn turn(&mut self, ready: &[Readiness]) {
         let mut slots = std::mem::take(&mut self.ready);
+        slots.iter().for_each(|&index| self.queued[index as usize] = false);
         // A slot that was left over may be ready again too: then it has two turns, which does no harm.
         slots.extend(ready.iter().map(|readiness| readiness.token.0 as u32));
         for index in slots {
             let Some(Some(socket)) = self.sockets.get_mut(index as usize) else { continue };
             if self.load.receive_port(index, socket, &mut self.buffer) {
-                self.ready.push(index);
+                self.queue(index);
             }
             self.feed(index);
         }

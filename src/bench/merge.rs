@@ -195,6 +195,7 @@ impl Sum {
         (run.generator.lateness, run.generator.stalls, run.connections.closing) = (None, None, None);
         run.generator.explains.clear();
         run.connections.never_closed = 0;
+        run.connections.still_closing = 0;
         let Settings { connections, idle, connect_rate, rate, messages, sources, address, .. } = &mut run.config;
         (*connections, *idle) = (0, 0);
         (*connect_rate, *rate) = (connect_rate.map(|_| 0.0), rate.map(|_| 0.0));
@@ -267,7 +268,7 @@ impl Sum {
         extend_set(&mut config.sources, &theirs.sources);
 
         let (connections, theirs) = (&mut run.connections, &other.connections);
-        add!(connections, theirs, asked, opened, idle_asked, idle_opened, reopened, never_closed);
+        add!(connections, theirs, asked, opened, idle_asked, idle_opened, reopened, never_closed, still_closing);
         connections.opening_seconds = connections.opening_seconds.max(theirs.opening_seconds);
 
         add!(run.messages, other.messages, replies, bytes, sent, missed, unanswered);

@@ -138,7 +138,7 @@ fn assemble<W: World>(
     }
     let explains = verdict::explained(config, &outcome);
     let rate_kept = verdict::rate(&outcome);
-    let Outcome { mut ledger, errors, cut, stalls, cpu, watched, asked: _ } = outcome;
+    let Outcome { mut ledger, errors, cut, stalls, cpu, watched, asked: _, idle: _, abandoned: _ } = outcome;
     let messages = ledger.messages();
     let watched = watched.zip(used).map(|((began, ended), (before, connected))| {
         let used = ended.cpu.saturating_sub(began.cpu);
@@ -195,6 +195,7 @@ fn assemble<W: World>(
             connect: Latency::from(&record.connect),
             closing: (!record.closing.is_empty()).then(|| Latency::from(&record.closing)),
             never_closed: record.never_closed,
+            still_closing: driver.load().still_closing(),
         },
         seconds: ledger.seconds(),
         rate: ledger.rate(),

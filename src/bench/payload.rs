@@ -214,6 +214,7 @@ impl fmt::Display for Mismatch {
             Some(datagram) => write!(f, "socket {connection}, datagram {datagram}, byte {offset}")?,
             None => write!(f, "connection {connection}, offset {offset}")?,
         }
+        let [expected, got] = [expected, got].map(|bytes| if bytes.is_empty() { "nothing" } else { bytes });
         write!(f, ": expected {expected}, got {got}: ")?;
         match cause {
             Cause::Lost { bytes } => write!(f, "{bytes} bytes were lost"),

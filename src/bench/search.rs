@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
+use indicatif::HumanCount;
 
 use super::criterion::{Criterion, Figures};
 use super::driver::{Driver, Outcome, Pace};
+use super::latency::show_micros;
 use super::ledger::Ledger;
 use super::machine::World;
 use super::report;
@@ -118,6 +120,17 @@ pub(super) fn search<W: World>(
     // Wrong bytes count wherever they were seen.
     let mut wrong = BTreeMap::new();
     let mut ended = None;
+    let needed = step_length(config, criterion, first);
+    if let Some(asked) = config.duration.filter(|asked| *asked < needed) {
+        driver.progress.suspend(|| {
+            eprintln!(
+                "steps take longer than {}: {criterion} needs {} messages, which at {first}/s are {}",
+                humantime::format_duration(asked),
+                HumanCount(criterion.messages_needed().0),
+                show_micros(needed.as_secs_f64() * 1e6)
+            );
+        });
+    }
     while let Some(rate) = bracket.next() {
         driver.reopen_missing()?;
         if driver.load().open() == 0 && !driver.is_asked_to_end() {

@@ -632,6 +632,7 @@ fn check_verdict(config: &Config, outcome: &Outcome, kind: Kind, (quiet, patient
     match kind {
         Kind::Honest | Kind::KeepingOpen(_) if quiet => {
             assert!(errors.is_empty(), "{errors:?}");
+            assert!(cut.is_none() || !patient, "{cut:?}");
             assert_eq!(outcomes.answered, outcomes.due, "{outcomes:?}");
             assert!(rate.is_none_or(|rate| rate.kept) || outcomes.due == 0);
         }
@@ -682,4 +683,4 @@ fn simulated_runs_tell_the_truth() {
 }
 
 /// Runs that are simulated.
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 6000;

@@ -219,6 +219,9 @@ pub struct Connections {
     /// Those of them whose server did not close its side in the time that is waited for it.
     #[serde(default)]
     pub never_closed: u64,
+    /// Connections that were still being closed when the run ended; they are not in `closing`.
+    #[serde(default)]
+    pub still_closing: u64,
 }
 
 /// Messages that were due in the measured window.
@@ -800,6 +803,7 @@ pub(super) mod tests {
                 connect: latency_of(&[50_000]),
                 closing: None,
                 never_closed: 0,
+                still_closing: 0,
             },
             seconds: count as f64,
             rate: 1.0,

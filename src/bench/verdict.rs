@@ -5,6 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use indicatif::HumanCount;
 
+use super::clock::seconds;
 use super::config::Config;
 use super::driver::Outcome;
 use super::latency::{micros, show_micros};
@@ -17,8 +18,11 @@ const TOLERANCE: f64 = 0.01;
 /// Messages that may be missing in any case: of a handful, the one that is on its way at the end is many percent.
 const MIN_MISSING: f64 = 3.0;
 
-/// The shortest window of which a share of the processor's time says something.
+/// The shortest window of which a share of its time says something.
 const MIN_WINDOW: f64 = 0.1;
+
+/// A generator that has something to do for more than such a part of the time does not wait for the server.
+const SATURATED: f64 = 0.95;
 
 /// Whether the rate of an open loop was kept: all that was due answered in time, and as fast as it was due. `None` in a
 /// closed loop.
@@ -39,9 +43,14 @@ pub(super) fn rate(outcome: &Outcome) -> Option<RateKept> {
     let slow = ledger.lateness().is_some_and(|lateness| median(lateness) * 2 > median(ledger.response().all()));
     let own = (never_sent.generator_behind + if slow { ledger.late() } else { 0 }) as f64;
     let (limit, who) = match () {
-        () if own >= missing / 2.0 => (Limit::Generator, "the generator was the limit, and not the server"),
-        () if never_sent.connection_gone as f64 >= missing / 2.0 => (Limit::Connections, "connections were gone"),
-        () => (Limit::Server, "the server was the limit"),
+        () if own >= missing / 2.0 => (Some(Limit::Generator), "the generator was the limit, and not the server"),
+        () if never_sent.connection_gone as f64 >= missing / 2.0 => (Some(Limit::Connections), "connections were gone"),
+        () if outcome.abandoned => (None, "a signal ended the waiting for the last replies"),
+        () if busy(outcome) > SATURATED => (
+            Some(Limit::Generator),
+            "the generator never waited for the server, so it was the limit, or the machine that both run on",
+        ),
+        () => (Some(Limit::Server), "the server was the limit"),
     };
     let text = format!(
         "the rate was not kept: {} of {} messages were answered in time, {}/s of {}/s; {who}",
@@ -50,21 +59,25 @@ pub(super) fn rate(outcome: &Outcome) -> Option<RateKept> {
         HumanCount(reached.min(asked).round() as u64),
         HumanCount(asked.round() as u64)
     );
-    Some(RateKept { kept: false, limit: Some(limit), text })
+    Some(RateKept { kept: false, limit, text })
+}
+
+/// The part of the window in which the generator had something to do; 0 if the window is too short to tell.
+fn busy(outcome: &Outcome) -> f64 {
+    let window = outcome.ledger.seconds();
+    if window < MIN_WINDOW { 0.0 } else { 1.0 - seconds(outcome.idle) / window }
 }
 
 /// Where the generator itself may have been the limit, or what it measured was itself.
 pub(super) fn warnings(config: &Config, outcome: &Outcome) -> Vec<String> {
     let ledger = &outcome.ledger;
-    let open_loop = ledger.service().is_some();
     let mut warnings = Vec::new();
-    let share = outcome.cpu.as_secs_f64() / ledger.seconds().max(1e-9);
-    let spins = !config.busy_poll.is_zero() || open_loop;
-    if share > 0.95 && ledger.seconds() >= MIN_WINDOW && !spins {
+    let busy = busy(outcome);
+    if busy > SATURATED {
         warnings.push(format!(
-            "the generator used {:.0} % of a core, so it may have been the limit, and not the server: share the load \
+            "the generator was busy {:.0} % of the time, so it may have been the limit, and not the server: share the load \
              among several processes, and add up what they report (echoloop report --merge)",
-            share * 100.0
+            busy * 100.0
         ));
     }
     let Outcomes { due, never_sent, .. } = ledger.outcomes;

@@ -99,13 +99,18 @@ pub(super) struct Load {
     alive: usize,
     /// Connections that are being closed and have no slot any more.
     closing: usize,
-    /// Messages in flight, over all slots.
+    /// Messages in flight, over all slots; and those that were ever sent.
     pub in_flight: u64,
+    pub begun: u64,
     /// When the last answer came, or a whole timeout had passed without any; and how often that was in a row.
     last_sign: Nanos,
     futile: u32,
+    /// When the last answer came.
+    pub answered_at: Nanos,
     /// Slots whose connection is gone, for their owner to open again; with whether something went wrong.
     pub gone: Vec<(u32, bool)>,
+    /// That a reply takes longer than the timeout is an error: over streams.
+    pub late_is_error: bool,
     /// The addresses that slots dial, in turn, for errors to name; empty if their reader knows.
     pub addresses: Vec<String>,
     pub record: Record,
@@ -135,9 +140,12 @@ impl Load {
             alive: 0,
             closing: 0,
             in_flight: 0,
+            begun: 0,
             last_sign: 0,
             futile: 0,
+            answered_at: 0,
             gone: Vec::new(),
+            late_is_error: true,
             addresses: Vec::new(),
             record: Record::new(),
             backends: shape.by_greeting.then(Box::default),
@@ -162,8 +170,8 @@ impl Load {
     fn is_open(&mut self, index: u32, now: Nanos) {
         let slot = &mut self.slots[index as usize];
         slot.opened = now;
-        // One that replaces another shows first that it is not just accepted and dropped. A greeting shows that.
-        slot.proven = !slot.seasoned || slot.backend != UNKNOWN;
+        // One that replaces another under load shows first that it is not just accepted and dropped. A greeting shows that.
+        slot.proven = !slot.seasoned || slot.backend != UNKNOWN || matches!(self.traffic, Traffic::Off);
         self.set_stage(index as usize, Stage::Open);
         self.slots[index as usize].set_free(true, now);
     }
@@ -391,6 +399,12 @@ impl Load {
         Some(self.slots[index].token)
     }
 
+    /// Connections that are being closed in their time.
+    pub fn still_closing(&self) -> u64 {
+        let in_slots = self.slots.iter().filter(|slot| slot.stage == Stage::Closing).count();
+        (self.closing + in_slots) as u64
+    }
+
     /// Connections that carry messages, and are there.
     pub fn open(&self) -> u64 {
         self.slots[..self.busy].iter().filter(|slot| slot.stage == Stage::Open).count() as u64
@@ -439,14 +453,16 @@ impl Load {
         slot.flights.push_back(Flight { end, due, sent });
         self.timeouts.arm(slot, index, sent);
         self.in_flight += 1;
+        self.begun += 1;
     }
 
     /// Notes answers of `bytes` in all to messages like `first`.
     fn answered(&mut self, count: u64, bytes: u64, first: Flight, now: Nanos, index: usize) {
-        (self.last_sign, self.futile) = (now, 0);
+        (self.last_sign, self.futile, self.answered_at) = (now, 0, now);
         let backend = self.slots[index].backend;
         self.record.answered(count, bytes, first.due, first.sent, now, backend);
-        if now.saturating_sub(first.sent) > self.timeouts.timeout() {
+        // Datagrams promise no time.
+        if self.late_is_error && now.saturating_sub(first.sent) > self.timeouts.timeout() {
             let serial = self.slots[index].serial;
             let took = Duration::from_nanos(now - first.sent);
             let text = || format!("connection {serial}: a reply took {:.3} s", took.as_secs_f64());

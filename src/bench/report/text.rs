@@ -114,6 +114,9 @@ fn headline(out: &mut String, run: &Run) {
             list.push(format!("{} not closed by the server", HumanCount(connections.never_closed)));
         }
     }
+    if connections.still_closing > 0 {
+        list.push(format!("{} still being closed", HumanCount(connections.still_closing)));
+    }
     wrap(out, "connections", &joined(&list));
 
     let messages = &run.messages;
@@ -164,6 +167,8 @@ pub(super) fn ended_early(run: &Run) -> Option<String> {
         Cut::Interrupted => "by a signal",
     };
     let after = match (run.config.duration, run.config.messages) {
+        // A step of a search may have been made longer than that.
+        _ if run.search.is_some() => seconds(run.seconds),
         (Some(duration), _) => format!("{:.2} of {duration:.2} s", run.seconds),
         (None, Some(all)) => format!("{} of {} messages", HumanCount(run.outcomes.due), HumanCount(all)),
         (None, None) => seconds(run.seconds),
@@ -399,6 +404,9 @@ pub(super) fn results(run: &Run) -> Vec<Figure> {
     }
     if connections.never_closed > 0 {
         all.push(("never closed by the server", whole(connections.never_closed)));
+    }
+    if connections.still_closing > 0 {
+        all.push(("still being closed at the end", whole(connections.still_closing)));
     }
     if let Some(watched) = &run.watched {
         all.push(("server's processor time per message", show_micros(watched.cpu_us_per_message)));
