@@ -82,7 +82,8 @@ fn every_message_comes_back() {
     for flags in ["-n 5000 -c 10", "-n 5000 -c 10 -d 32", "-n 300 -c 3 -s 1..100KiB -d 4", "-n 2000 -c 10 -r 20000"] {
         let mut server = Server::start(&[]);
         let (run, code) = run(server.addr(), &format!("{flags} --warm-up 10ms"));
-        assert_eq!(code, 0, "{flags}: {:?}", run.errors);
+        // A busy machine may not keep the rate, and that is told.
+        assert!(code == 0 || code == 3 && flags.contains("-r"), "{flags}: {code} {:?}", run.errors);
         assert_eq!(run.messages.sent, run.config.messages.unwrap(), "{flags}");
         assert_eq!(run.response.count, run.messages.sent, "{flags}");
         assert_eq!((run.messages.missed, run.messages.unanswered), (0, 0), "{flags}");
@@ -454,7 +455,8 @@ fn replies_are_counted_with_their_messages() {
     let server = Server::start(&[]);
     for flags in ["-c 50 -d 16", "-c 1 -d 64", "-c 7 -d 3 --reconnect 5", "-c 3 -r 10000"] {
         let (run, code) = run(server.addr(), &format!("-n 1000 {flags} --warm-up 50ms"));
-        assert_eq!((code, run.messages.sent, run.messages.replies, run.response.count), (0, 1000, 1000, 1000));
+        assert!(code == 0 || code == 3 && flags.contains("-r"), "{flags}: {code} {:?}", run.errors);
+        assert_eq!((run.messages.sent, run.messages.replies, run.response.count), (1000, 1000, 1000), "{flags}");
         assert!((run.rate - 1000.0 / run.seconds).abs() < 1e-6 * run.rate, "{flags}: {} {}", run.rate, run.seconds);
     }
 }
