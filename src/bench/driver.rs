@@ -283,6 +283,8 @@ impl<'a, W: World> Driver<'a, W> {
         let end = pace.duration.map(|duration| now + nanos(duration));
         self.load_mut().open_window(now, end, pace.messages);
         self.feed_all();
+        // If the end was asked for before, the window closes at once, and what was just sent is of it.
+        now = self.now();
         self.progress.set_prefix("measuring");
         self.progress
             .set_length(pace.duration.map_or(pace.messages.unwrap_or(0), |duration| duration.as_millis() as u64));

@@ -485,7 +485,11 @@ fn draw(rng: &mut Rng) -> (Config, Kind, VecDeque<(Duration, Duration)>, VecDequ
     let stalls = (0..[0, 0, 0, 1, 2][rng.usize(..5)]).map(|_| (millis(rng, 0..500), millis(rng, 1..400)));
     let mut stalls: Vec<_> = stalls.collect();
     stalls.sort();
-    let signals = if rng.u8(..8) == 0 { vec![millis(rng, 0..700)] } else { Vec::new() };
+    let signals = match rng.u8(..16) {
+        0 => vec![Duration::from_micros(rng.u64(..400))],
+        1 => vec![millis(rng, 0..700)],
+        _ => Vec::new(),
+    };
     let Command::Bench(bench) = Cli::parse_from(flags.split_whitespace()).command else { unreachable!() };
     (bench.config().clone(), kind, stalls.into(), signals.into())
 }
