@@ -453,7 +453,7 @@ fn a_server_that_serves_nobody_ends_the_run() {
 #[test]
 fn replies_are_counted_with_their_messages() {
     let server = Server::start(&[]);
-    for flags in ["-c 50 -d 16", "-c 1 -d 64", "-c 7 -d 3 --reconnect 5", "-c 3 -r 10000"] {
+    for flags in ["-c 50 -d 16", "-c 1 -d 64", "-c 7 -d 3 --reconnect 5", "-c 3 -r 100000"] {
         let (run, code) = run(server.addr(), &format!("-n 1000 {flags} --warm-up 50ms"));
         assert!(code == 0 || code == 3 && flags.contains("-r"), "{flags}: {code} {:?}", run.errors);
         assert_eq!((run.messages.sent, run.messages.replies, run.response.count), (1000, 1000, 1000), "{flags}");
@@ -1126,6 +1126,32 @@ fn stopped_terminal_holds_no_load_up() {
     });
     let run = Run::parse(&std::fs::read_to_string(file).unwrap()).unwrap();
     assert!(status.unwrap().code() == Some(0) && run.messages.replies > 0);
+}
+
+#[test]
+fn full_pipe_holds_no_search_up() {
+    let server = Server::start(&[]);
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
+    rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    while writer.write(b"x").is_ok() {}
+    rustix::fs::fcntl_setfl(&writer, flags).unwrap();
+    let addr = server.addr().to_string();
+    let mut child = std::process::Command::new(ECHOLOOP)
+        .args(["bench", &addr, "--find-rate", "p99<1s", "-r", "100", "-c", "2", "-t", "1ms", "--warm-up", "0s"])
+        .stdout(std::process::Stdio::null())
+        .stderr(writer)
+        .spawn()
+        .unwrap();
+    server.wait_for_connections(2);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let mut status = None;
+    wait_until("it ends", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(matches!(status.unwrap().code(), Some(0 | 3)), "{status:?}");
 }
 
 #[test]

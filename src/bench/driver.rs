@@ -6,7 +6,7 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::HumanCount;
 
 use super::clock::{Clock, Nanos, nanos};
 use super::config::Config;
@@ -15,6 +15,7 @@ use super::ledger::Ledger;
 use super::link::Link;
 use super::load::{Load, Shape, Stage, Traffic, connect_kind};
 use super::machine::World;
+use super::progress::Progress;
 use super::schedule::Schedule;
 use super::stalls::Stalls;
 use super::summary::{Cut, ErrorCount, ErrorKind};
@@ -119,11 +120,11 @@ pub(super) struct Driver<'a, W: World> {
     ready: Vec<Readiness>,
     /// The process that is watched.
     pub watch: Option<Watch>,
-    pub progress: ProgressBar,
+    pub progress: Progress,
 }
 
 impl<'a, W: World> Driver<'a, W> {
-    pub fn new(config: &'a Config, world: W, datagrams: bool, max_closing: usize, progress: ProgressBar) -> Self {
+    pub fn new(config: &'a Config, world: W, datagrams: bool, max_closing: usize, progress: Progress) -> Self {
         let shape = Shape {
             seed: config.seed,
             sizes: config.size,
@@ -151,9 +152,7 @@ impl<'a, W: World> Driver<'a, W> {
             next_tick: 0,
             ready: Vec::new(),
             watch: None,
-            progress: progress.with_style(
-                ProgressStyle::with_template("{prefix:>10} {bar:24} {msg}").expect("the template is valid"),
-            ),
+            progress,
         }
     }
 
@@ -174,8 +173,8 @@ impl<'a, W: World> Driver<'a, W> {
         let begin = self.now();
         let interval = self.config.connect_rate.map_or(0.0, |rate| 1e9 / rate);
         let slots = self.load().slots.len();
-        self.progress.set_prefix("connecting");
-        self.progress.set_length(slots as u64);
+        self.progress.bar.set_prefix("connecting");
+        self.progress.bar.set_length(slots as u64);
         let several = self.world.addresses().len() > 1 && !self.config.all_addresses;
         let opened = if several { self.choose_address()? } else { 0 };
         for index in opened..slots {
@@ -238,7 +237,7 @@ impl<'a, W: World> Driver<'a, W> {
             let late = passed.duration().as_secs_f64();
             return Ok(Some(format!("the connections were open {late:.1} s after the time to start (--start-at)")));
         }
-        self.progress.set_prefix("waiting");
+        self.progress.bar.set_prefix("waiting");
         while let Ok(left) = left()
             && !self.is_over()
         {
@@ -268,7 +267,7 @@ impl<'a, W: World> Driver<'a, W> {
         self.count_the_living();
         let from = now + nanos(pace.warm_up);
         if from > now {
-            self.progress.set_prefix("warming up");
+            self.progress.bar.set_prefix("warming up");
             self.feed_all();
         }
         while now < from && !self.is_over() {
@@ -285,8 +284,9 @@ impl<'a, W: World> Driver<'a, W> {
         self.feed_all();
         // If the end was asked for before, the window closes at once, and what was just sent is of it.
         now = self.now();
-        self.progress.set_prefix("measuring");
+        self.progress.bar.set_prefix("measuring");
         self.progress
+            .bar
             .set_length(pace.duration.map_or(pace.messages.unwrap_or(0), |duration| duration.as_millis() as u64));
         let (mut enough, mut looked) = (false, now);
         while end.is_none_or(|end| now < end) && !self.load().is_exhausted() && !self.is_over() && !enough {
@@ -314,7 +314,7 @@ impl<'a, W: World> Driver<'a, W> {
         self.feed_all();
         self.load_mut().drop_backlog(now);
         self.phase = Phase::Awaiting;
-        self.progress.set_prefix("last ones");
+        self.progress.bar.set_prefix("last ones");
         let last = self.load().record.ledger().map_or(now, |ledger| ledger.to().max(now)) + nanos(self.config.timeout);
         now = self.now();
         while self.load().is_awaiting() && now <= last && !self.impatient && !self.deserted {
@@ -497,14 +497,14 @@ impl<'a, W: World> Driver<'a, W> {
     }
 
     fn show_progress(&self, now: Nanos) {
-        if self.progress.is_hidden() {
+        if self.progress.bar.is_hidden() {
             return;
         }
         let load = self.load();
         let Some(ledger) = load.record.ledger() else {
             let open = load.open() + load.open_idle();
-            self.progress.set_position(open);
-            self.progress.set_message(format!(
+            self.progress.bar.set_position(open);
+            self.progress.bar.set_message(format!(
                 "{} connections, {} errors",
                 HumanCount(open),
                 HumanCount(load.record.error_count())
@@ -514,9 +514,9 @@ impl<'a, W: World> Driver<'a, W> {
         let elapsed = now.saturating_sub(ledger.from());
         let answered = ledger.outcomes.all_answered();
         let timed = self.config.length().is_some() || self.config.find_rate.is_some();
-        self.progress.set_position(if timed { elapsed / 1_000_000 } else { answered });
+        self.progress.bar.set_position(if timed { elapsed / 1_000_000 } else { answered });
         let percentile = |p| show_micros(micros(ledger.current().value_at_percentile(p)));
-        self.progress.set_message(format!(
+        self.progress.bar.set_message(format!(
             "{}/s, p50 {}, p99 {}, {} connections, {} errors",
             HumanCount((answered as f64 * 1e9 / elapsed.max(1) as f64) as u64),
             percentile(50.0),
@@ -526,29 +526,20 @@ impl<'a, W: World> Driver<'a, W> {
         ));
     }
 
-    /// Says it above the progress bar, or on standard error without one.
-    pub fn say(&self, line: &str) {
-        match self.progress.is_hidden() {
-            true => eprintln!("{line}"),
-            false => self.progress.println(line),
-        }
-    }
-
     /// The first request ends what is going on: the window, or the waiting for the last replies. A second one ends the
     /// waiting after the window, and any other the process.
     fn take_request(&mut self, request: Request) {
         match request {
             Request::Stop(_) if self.phase == Phase::Measuring && !self.interrupted => {
                 self.interrupted = true;
-                self.progress.println("ending early; once more ends the waiting for the last replies, too");
+                self.progress.bar.println("ending early; once more ends the waiting for the last replies, too");
             }
             Request::Stop(_) => {
                 self.impatient = true;
-                self.progress.println("not waiting for the last replies; once more ends at once");
+                self.progress.bar.println("not waiting for the last replies; once more ends at once");
             }
             Request::Kill(signal) => {
-                self.progress.finish_and_clear();
-                std::thread::sleep(Duration::from_millis(50)); // for the thread that draws it
+                self.progress.finish();
                 std::process::exit(128 + signal);
             }
         }

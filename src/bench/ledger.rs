@@ -72,6 +72,13 @@ pub(super) struct Tally {
     pub response: Distribution,
 }
 
+impl Tally {
+    /// That of a backend that was sent nothing.
+    pub fn new() -> Self {
+        Tally { replies: 0, bytes: 0, unanswered: 0, response: Distribution::new() }
+    }
+}
+
 /// The window second by second.
 struct Timeline {
     done: Vec<Interval>,
@@ -214,7 +221,7 @@ impl Ledger {
     fn tally(&mut self, backend: BackendNumber) -> &mut Tally {
         let number = backend as usize;
         while self.by_backend.len() <= number {
-            self.by_backend.push(Tally { replies: 0, bytes: 0, unanswered: 0, response: Distribution::new() });
+            self.by_backend.push(Tally::new());
         }
         &mut self.by_backend[number]
     }

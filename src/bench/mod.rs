@@ -39,6 +39,7 @@ use std::time::{Duration, SystemTime};
 use clock::Nanos;
 use dial::Route;
 use driver::{Driver, Outcome, Pace};
+use ledger::Tally;
 use machine::{Machine, World};
 use progress::Progress;
 use watch::{Precision, Usage, Watch};
@@ -78,8 +79,7 @@ fn run_over(config: &Config, loop_parts: (Poller, StopSignals), routes: Vec<Rout
     let machine = Machine::new(config, loop_parts, routes)?;
     let (datagrams, max_closing, open_files) =
         (machine.is_datagrams(), machine.max_closing(config), machine.open_files);
-    let progress = Progress::new()?;
-    let mut driver = Driver::new(config, machine, datagrams, max_closing, progress.bar.clone());
+    let mut driver = Driver::new(config, machine, datagrams, max_closing, Progress::new()?);
     driver.watch = watch;
     let opened = open(&mut driver)?;
     let (outcome, search) = match &config.find_rate {
@@ -89,7 +89,7 @@ fn run_over(config: &Config, loop_parts: (Poller, StopSignals), routes: Vec<Rout
         }
         None => (driver.stage(&Pace::of(config))?, None),
     };
-    progress.finish();
+    driver.progress.finish();
     driver.look_for_the_end();
     let mut run = assemble(config, &driver, opened, outcome, search);
     run.host = Host::here(open_files);
@@ -156,16 +156,16 @@ fn assemble<W: World>(
     let (schema, version, echoloop) = Run::marks();
     let record = &driver.load().record;
     let backends = driver.load().backends.iter().flat_map(|backends| backends.all());
+    let nothing = Tally::new();
     let backends = backends.map(|(number, greeting, connections)| {
-        let tally = ledger.of_backend(number);
+        let Tally { replies, bytes, unanswered, response } = ledger.of_backend(number).unwrap_or(&nothing);
         Backend {
             greeting: greeting.to_owned(),
             connections,
-            replies: tally.map_or(0, |tally| tally.replies),
-            bytes: tally.map_or(0, |tally| tally.bytes),
-            unanswered: tally.map_or(0, |tally| tally.unanswered),
-            response: tally
-                .map_or_else(|| Latency::from(&latency::Distribution::new()), |tally| Latency::from(&tally.response)),
+            replies: *replies,
+            bytes: *bytes,
+            unanswered: *unanswered,
+            response: Latency::from(response),
         }
     });
     let backends = backends.collect();

@@ -1,46 +1,74 @@
-//! The progress bar, drawn by a thread of its own: a terminal that is stopped (Ctrl-S), or whose reader is slow, must not
-//! hold the load up.
+//! What a run says on standard error while it lasts, and its progress bar there. A thread of its own writes it: a terminal
+//! that is stopped (Ctrl-S), or a reader that is slow, must not hold the load up.
 
 use std::io::{self, IsTerminal};
 use std::mem::take;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, TermLike};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use rustix::termios::tcgetwinsize;
 
 use crate::outlet::{Outlet, Wording};
 use crate::stdio;
 
-/// Bytes that may wait for the terminal; what does not fit is not drawn.
+/// Bytes that may wait for a reader; what does not fit is left out.
 const LIMIT: usize = 64 * 1024;
 
-/// How long the end of the run waits for the terminal.
+/// How long the end of the run waits for a reader.
 const FINISH: Duration = Duration::from_secs(1);
 
-/// A progress bar on standard error, which is hidden if that is no terminal.
+/// What is said, and a progress bar, which is hidden if standard error is no terminal.
 pub(super) struct Progress {
     pub bar: ProgressBar,
+    /// `None`: nobody is to hear of it.
     screen: Option<Arc<Screen>>,
 }
 
 impl Progress {
     pub fn new() -> io::Result<Self> {
-        if !io::stderr().is_terminal() {
-            return Ok(Self { bar: ProgressBar::hidden(), screen: None });
-        }
         let outlet = Outlet::new("progress", LIMIT, stdio::stderr(), Frames)?;
         let screen = Arc::new(Screen { frame: Mutex::default(), outlet });
-        let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal(screen.clone())), 20);
-        Ok(Self { bar: ProgressBar::with_draw_target(Some(0), target), screen: Some(screen) })
+        let bar = if io::stderr().is_terminal() {
+            let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal(screen.clone())), 20);
+            let style = ProgressStyle::with_template("{prefix:>10} {bar:24} {msg}").expect("the template is valid");
+            ProgressBar::with_draw_target(Some(0), target).with_style(style)
+        } else {
+            ProgressBar::hidden()
+        };
+        Ok(Self { bar, screen: Some(screen) })
     }
 
-    /// Clears it, so that something else can be printed.
+    #[cfg(test)]
+    pub fn hidden() -> Self {
+        Self { bar: ProgressBar::hidden(), screen: None }
+    }
+
+    /// Says it above the bar, if there is one.
+    pub fn say(&self, line: &str) {
+        match &self.screen {
+            Some(screen) if self.bar.is_hidden() => {
+                let bytes = format!("{line}\n").into_bytes();
+                let length = bytes.len();
+                screen.outlet.push(bytes, length, 1);
+            }
+            _ => self.bar.println(line),
+        }
+    }
+
+    /// Clears the bar, and waits for the reader, so that something else can be printed.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
         if let Some(screen) = &self.screen {
             screen.outlet.finish(Instant::now() + FINISH);
         }
+    }
+}
+
+impl Drop for Progress {
+    /// For a run that fails: its error is printed next.
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 
@@ -111,7 +139,7 @@ impl TermLike for Terminal {
     }
 }
 
-/// Frames are written as they are.
+/// Frames and lines are written as they are. Frames are not counted when they are left out: the next one replaces them.
 struct Frames;
 
 impl Wording for Frames {
@@ -121,7 +149,9 @@ impl Wording for Frames {
         out.extend_from_slice(&frame);
     }
 
-    fn left_out(&mut self, _lines: u64, _out: &mut Vec<u8>) {}
+    fn left_out(&mut self, lines: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("{} lines are missing here\n", HumanCount(lines)).as_bytes());
+    }
 
     fn failed(&mut self, _error: &io::Error) {}
 }

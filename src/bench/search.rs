@@ -122,14 +122,12 @@ pub(super) fn search<W: World>(
     let mut ended = None;
     let needed = step_length(config, criterion, first);
     if let Some(asked) = config.duration.filter(|asked| *asked < needed) {
-        driver.progress.suspend(|| {
-            eprintln!(
-                "steps take longer than {}: {criterion} needs {} messages, which at {first}/s are {}",
-                humantime::format_duration(asked),
-                HumanCount(criterion.messages_needed().0),
-                show_micros(needed.as_secs_f64() * 1e6)
-            );
-        });
+        driver.progress.say(&format!(
+            "steps take longer than {}: {criterion} needs {} messages, which at {first}/s are {}",
+            humantime::format_duration(asked),
+            HumanCount(criterion.messages_needed().0),
+            show_micros(needed.as_secs_f64() * 1e6)
+        ));
     }
     while let Some(rate) = bracket.next() {
         driver.reopen_missing()?;
@@ -156,7 +154,7 @@ pub(super) fn search<W: World>(
             break;
         }
         let step = judge(criterion, rate, &outcome);
-        driver.say(&report::step_line(&step));
+        driver.progress.say(&report::step_line(&step));
         let mismatches = [ErrorKind::Mismatch, ErrorKind::Excess];
         wrong.extend(mismatches.into_iter().filter_map(|kind| Some((kind, outcome.errors.get(&kind)?.clone()))));
         bracket.judge(step.holds);

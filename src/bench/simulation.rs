@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use fastrand::Rng;
-use indicatif::ProgressBar;
 use mio::Token;
 
 use super::clock::{Nanos, nanos};
@@ -22,6 +21,7 @@ use super::latency::{PERCENTILES, Quantile};
 use super::load::Port;
 use super::machine::World;
 use super::payload::Sizes;
+use super::progress::Progress;
 use super::summary::{Cut, ErrorKind, Limit};
 use super::{Config, assemble, open, verdict};
 use crate::cli::{Cli, Command};
@@ -517,7 +517,7 @@ fn simulate(seed: u64) {
         stalled: Duration::ZERO,
         signals,
     }));
-    let mut driver = Driver::new(&config, Simulated(net.clone()), false, 10_000, ProgressBar::hidden());
+    let mut driver = Driver::new(&config, Simulated(net.clone()), false, 10_000, Progress::hidden());
     let Ok(opened) = open(&mut driver) else {
         // Only one that does not listen cannot be connected to.
         return assert!(matches!(kind, Kind::Dying { .. }), "{kind:?}");
