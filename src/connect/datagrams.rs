@@ -74,13 +74,11 @@ struct Client<'a> {
     buffer: Box<[u8]>,
     /// Lines that are to be sent before the input's next one.
     lines: VecDeque<Vec<u8>>,
-    /// Lines that went to an address that has not answered yet, while there are others.
-    unanswered: Vec<Vec<u8>>,
     /// No line will follow.
     ended: bool,
     input_failure: Option<io::Error>,
     prompted: bool,
-    /// Datagrams that are on their way, and how many were given up.
+    /// Datagrams that are on their way, in their order, and how many were given up.
     away: Vec<Vec<u8>>,
     lost: u64,
     /// When the last datagram went or came.
@@ -109,7 +107,6 @@ impl<'a> Client<'a> {
             failures,
             buffer: vec![0; LONGEST].into_boxed_slice(),
             lines: VecDeque::new(),
-            unanswered: Vec::new(),
             ended: false,
             input_failure: None,
             prompted: false,
@@ -201,7 +198,6 @@ impl<'a> Client<'a> {
                     self.moved_at = self.now;
                     // This address answers: it is the one.
                     self.others.clear();
-                    self.unanswered.clear();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -223,11 +219,7 @@ impl<'a> Client<'a> {
                 Ok(_) => {
                     self.prompted = false;
                     self.moved_at = self.now;
-                    let Some(line) = self.lines.pop_front() else { return Ok(()) };
-                    if !self.others.is_empty() {
-                        self.unanswered.push(line.clone());
-                    }
-                    self.away.push(line);
+                    self.away.extend(self.lines.pop_front());
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -263,8 +255,7 @@ impl<'a> Client<'a> {
         };
         self.socket = socket;
         (self.readable, self.writable, self.moved_at) = (true, true, self.now);
-        self.away.clear();
-        for line in self.unanswered.drain(..).rev() {
+        for line in self.away.drain(..).rev() {
             self.lines.push_front(line);
         }
         Ok(())
