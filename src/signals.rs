@@ -148,14 +148,7 @@ pub fn end_process_one() {
     }
     let take = || {
         let signals = take_over()?;
-        let attend = move || {
-            loop {
-                if let Ok(signal) = signals.wait() {
-                    end(signal as i32);
-                }
-            }
-        };
-        thread::Builder::new().name("signals".to_owned()).spawn(attend)
+        thread::Builder::new().name("signals".to_owned()).spawn(move || -> () { end(next(&signals)) })
     };
     if let Err(error) = take() {
         warn!("cannot take over signals: {error}");
@@ -174,12 +167,21 @@ fn take_over() -> io::Result<SigSet> {
     Ok(signals)
 }
 
+/// Waits for the next of the signals.
+fn next(signals: &SigSet) -> i32 {
+    loop {
+        // It fails for an interruption alone.
+        if let Ok(signal) = signals.wait() {
+            return signal as i32;
+        }
+    }
+}
+
 /// The thread that waits for the signals.
 fn attend(signals: &SigSet, mut sender: UnixStream, shared: &Shared) {
     let (mut last, mut left) = (None, 0);
     loop {
-        let Ok(signal) = signals.wait() else { continue }; // EINTR
-        let signal = signal as i32;
+        let signal = next(signals);
         if last.is_none() {
             left = shared.stops.load(Ordering::Acquire);
         }

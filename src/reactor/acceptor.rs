@@ -50,6 +50,13 @@ struct Listener<S> {
     remaining: Option<usize>,
 }
 
+impl<S> Listener<S> {
+    /// Until when it pauses, if no connection has closed since it began to.
+    fn paused_until(&self, connections: usize) -> Option<Instant> {
+        self.pause.until().filter(|_| connections >= self.connections_then)
+    }
+}
+
 /// What one call of accept came to.
 pub(super) enum Accepted {
     /// There is one connection more.
@@ -185,8 +192,9 @@ impl<S> Acceptor<S> {
             return None;
         }
         shortest(self.listeners.iter().flatten().filter(|listener| listener.ready).map(|listener| {
-            let until = listener.pause.until().filter(|_| connections >= listener.connections_then);
-            Some(until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)))
+            Some(
+                listener.paused_until(connections).map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
+            )
         }))
     }
 
@@ -194,9 +202,7 @@ impl<S> Acceptor<S> {
     /// descriptor.
     pub fn needs_room(&self, connections: usize, max_connections: usize) -> bool {
         let waits = |listener: &Listener<S>| {
-            listener.ready
-                && (connections >= max_connections
-                    || (listener.pause.until().is_some() && connections >= listener.connections_then))
+            listener.ready && (connections >= max_connections || listener.paused_until(connections).is_some())
         };
         self.limit != Some(0) && self.listeners.iter().flatten().any(waits)
     }
