@@ -65,6 +65,7 @@ pub mod check;
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod connect;
+mod count;
 #[cfg(feature = "cli")]
 pub mod escape;
 #[cfg(feature = "cli")]

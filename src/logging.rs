@@ -13,11 +13,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use indicatif::HumanCount;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 use simple_logger::SimpleLogger;
 
+use crate::count::counted;
 use crate::outlet::{Outlet, Wording};
 use crate::{escape, stdio};
 
@@ -198,7 +198,8 @@ impl Wording for Style {
     }
 
     fn left_out(&mut self, lines: u64, out: &mut Vec<u8>) {
-        let message = format!("{} lines were not logged: nobody read them in time", HumanCount(lines));
+        let were = if lines == 1 { "was" } else { "were" };
+        let message = format!("{} {were} not logged: nobody read in time", counted(lines, "line"));
         let target = Cow::Borrowed(module_path!());
         self.item(Line { time: SystemTime::now(), level: Level::Warn, target, message, is_failure: false }, out);
     }

@@ -201,7 +201,7 @@ fn missing_greetings_are_errors_with_a_remedy() {
         (|stream| echo_changed(stream, |_, _| {}), "no greeting within 300ms"),
         (drop, "before its greeting"),
         (|mut stream| _ = stream.write_all(&[b'x'; 5000]).and(stream.read(&mut [0])), "without a newline"),
-        (|mut stream| _ = stream.write_all(b"a\nb").and(stream.read(&mut [0; 64])), "1 bytes more"),
+        (|mut stream| _ = stream.write_all(b"a\nb").and(stream.read(&mut [0; 64])), "1 byte more"),
     ];
     for (serve, says) in cases {
         let server = server(move |_, stream| serve(stream));

@@ -435,7 +435,8 @@ fn unanswered_datagrams_end_whatever_their_number() {
             scope.spawn(move || {
                 let outcome = ends(&["connect", address], &b"line\n".repeat(count));
                 let errors = String::from_utf8_lossy(&outcome.stderr);
-                assert_eq!(errors, format!("echoloop: {count} datagrams did not come back\n"));
+                let datagrams = if count == 1 { "datagram" } else { "datagrams" };
+                assert_eq!(errors, format!("echoloop: {count} {datagrams} did not come back\n"));
                 assert_eq!(outcome.status.code(), Some(1));
             });
         }
@@ -481,7 +482,7 @@ fn a_datagram_that_comes_twice_is_one() {
         (0..2).for_each(|_| _ = peer.send_to(&buffer[..length], from).unwrap());
         peer
     });
-    fails(&address, b"one\ntwo\n", &["1 datagrams did not come back"]);
+    fails(&address, b"one\ntwo\n", &["1 datagram did not come back"]);
     twice.join().unwrap();
 }
 

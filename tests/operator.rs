@@ -781,7 +781,7 @@ fn datagrams_are_benched_and_sent_by_the_line() {
     let deaf = UdpSocket::bind("127.0.0.1:0").unwrap();
     let output = echoloop(&["connect", &format!("udp:{}", deaf.local_addr().unwrap())], b"anybody?\n");
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("1 datagrams did not come back"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("1 datagram did not come back"));
 }
 
 #[test]

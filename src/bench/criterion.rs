@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Run;
 use super::latency::{Distribution, micros, show_at_least, show_micros};
+use crate::count::counted;
 use crate::values;
 
 /// A comparison of a run's figure with a value.
@@ -237,7 +238,14 @@ impl Criterion {
             () if lowest > allowed => Some(false),
             () => None,
         };
-        (shown, if shown.is_some() { text } else { format!("{text}, which {all} messages are too few to show") })
+        (
+            shown,
+            if shown.is_some() {
+                text
+            } else {
+                format!("{text}, which takes more than {} to show", counted(all, "message"))
+            },
+        )
     }
 
     /// Whether it is already certain that it does not hold, of `beyond` messages of `all` that took longer.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
+use crate::count::counted;
 use crate::reactor::address::{Address, Endpoint};
 
 /// The longest that an answer to the datagram is waited for that finds out who answers.
@@ -199,9 +200,10 @@ impl Sources {
 pub(super) fn check_descriptors(connections: usize, room: usize, limit: Option<u64>) -> anyhow::Result<()> {
     ensure!(
         connections <= room,
-        "{connections} connections are more than the limit on open files allows: it is {}, which leaves room for {room}. \
+        "{} are more than the limit on open files allows: it is {}, which leaves room for {room}. \
          Raise it (ulimit -n), or share the work among several processes and add up what they report (echoloop report \
          --merge)",
+        counted(connections, "connection"),
         limit.unwrap_or(0)
     );
     Ok(())
@@ -218,10 +220,10 @@ pub(super) fn check_ports(connections: usize, sources: &Sources) -> anyhow::Resu
     let addresses = sources.0.len().max(1);
     ensure!(
         connections <= each * addresses,
-        "{connections} connections are more than there are local ports: {each} (from {first} to {last}) for each of \
-         {addresses} local address{}. Dial from more addresses (--source 127.0.0.1-127.0.0.{}), or widen \
+        "{} are more than there are local ports: {each} (from {first} to {last}) for each of {}. Dial from more addresses (--source 127.0.0.1-127.0.0.{}), or widen \
          net.ipv4.ip_local_port_range (sysctl)",
-        if addresses == 1 { "" } else { "es" },
+        counted(connections, "connection"),
+        counted(addresses, "local address"),
         connections.div_ceil(each).min(254)
     );
     Ok(())
@@ -272,11 +274,11 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_said_with_numbers_and_remedy() {
         let text = check_descriptors(2000, 1000, Some(1024)).unwrap_err().to_string();
-        assert!(text.contains("2000") && text.contains("1024") && text.contains("1000") && text.contains("ulimit -n"));
+        assert!(text.contains("2,000") && text.contains("1024") && text.contains("1000") && text.contains("ulimit -n"));
         assert!(check_descriptors(1000, 1000, Some(1024)).is_ok());
         if local_ports().is_some() {
             let text = check_ports(70_000, &Sources::default()).unwrap_err().to_string();
-            assert!(text.contains("70000") && text.contains("--source"), "{text}");
+            assert!(text.contains("70,000") && text.contains("--source"), "{text}");
             assert!(check_ports(70_000, &"127.0.0.1-127.0.0.99".parse().unwrap()).is_ok());
         }
     }

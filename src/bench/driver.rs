@@ -20,6 +20,7 @@ use super::schedule::Schedule;
 use super::stalls::Stalls;
 use super::summary::{Cut, ErrorCount, ErrorKind};
 use super::watch::{Precision, Usage, Watch};
+use crate::count::counted;
 use crate::reactor::Readiness;
 use crate::signals::Request;
 
@@ -186,10 +187,13 @@ impl<'a, W: World> Driver<'a, W> {
         if nobody && !self.interrupted {
             let attempts = self.load().record.error_count();
             bail!(
-                "cannot connect to {}: {} (all {} attempts)",
+                "cannot connect to {}: {} ({})",
                 self.config.address,
                 self.first_error(),
-                HumanCount(attempts)
+                match attempts {
+                    1 => "one attempt".to_owned(),
+                    attempts => format!("all {}", counted(attempts, "attempt")),
+                }
             );
         }
         let end = self.now();
@@ -505,9 +509,9 @@ impl<'a, W: World> Driver<'a, W> {
             let open = load.open() + load.open_idle();
             self.progress.bar.set_position(open);
             self.progress.bar.set_message(format!(
-                "{} connections, {} errors",
-                HumanCount(open),
-                HumanCount(load.record.error_count())
+                "{}, {}",
+                counted(open, "connection"),
+                counted(load.record.error_count(), "error")
             ));
             return;
         };
@@ -517,12 +521,12 @@ impl<'a, W: World> Driver<'a, W> {
         self.progress.bar.set_position(if timed { elapsed / 1_000_000 } else { answered });
         let percentile = |p| show_micros(micros(ledger.current().value_at_percentile(p)));
         self.progress.bar.set_message(format!(
-            "{}/s, p50 {}, p99 {}, {} connections, {} errors",
+            "{}/s, p50 {}, p99 {}, {}, {}",
             HumanCount((answered as f64 * 1e9 / elapsed.max(1) as f64) as u64),
             percentile(50.0),
             percentile(99.0),
-            HumanCount(load.open() + load.open_idle()),
-            HumanCount(load.record.error_count())
+            counted(load.open() + load.open_idle(), "connection"),
+            counted(load.record.error_count(), "error")
         ));
     }
 

@@ -11,6 +11,7 @@ use mio::net::UdpSocket;
 use super::config::Config;
 use super::dial::{self, Route};
 use super::load::{MAX_DATAGRAM, NUMBER, Port};
+use crate::count::counted;
 use crate::limits;
 use crate::reactor::address::Endpoint;
 use crate::reactor::socket::Socket;
@@ -206,13 +207,14 @@ fn check_target(config: &Config, target: &Endpoint) -> anyhow::Result<()> {
     let (least, most) = (NUMBER as u64, MAX_DATAGRAM as u64);
     ensure!(
         smallest >= least && largest <= most,
-        "a datagram has {least} bytes, in which it carries its number, to {most}: {smallest} to {largest} cannot be (--size)"
+        "a datagram has {}, in which it carries its number, to {most}: {smallest} to {largest} cannot be (--size)",
+        counted(least, "byte")
     );
     ensure!(
         config.depth <= MAX_DATAGRAMS,
-        "{} datagrams in flight on each socket are more than there is room for where they are received: at most \
+        "{} in flight on each socket are more than there is room for where they are received: at most \
          {MAX_DATAGRAMS} (--depth)",
-        config.depth
+        counted(config.depth, "datagram")
     );
     ensure!(config.reconnect.is_none(), "datagrams have no connections to close and to open again (--reconnect)");
     ensure!(config.idle == 0, "datagrams have no connections to hold idle (--idle)");

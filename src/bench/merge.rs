@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use hdrhistogram::Histogram;
-use indicatif::HumanCount;
 
 use super::latency::{Distribution, Latency, histogram};
 use super::summary::{Part, digest, timestamp};
 use super::{Backend, ErrorCount, ErrorKind, Interval, Run, Settings};
+use crate::count::counted;
 
 /// The length of the intervals of the merged timeline, in seconds.
 const INTERVAL: f64 = 1.0;
@@ -50,7 +50,7 @@ pub fn merge(inputs: &[(String, Run)], name: Option<&str>) -> anyhow::Result<Run
     sum.run.name = match name {
         Some(name) => name.to_owned(),
         None if names.len() <= 3 => names.join(" + "),
-        None => format!("{} and {} others", names[0], names.len() - 1),
+        None => format!("{} and {}", names[0], counted(names.len() - 1, "other")),
     };
     sum.finish(&whole, common)
 }
@@ -368,9 +368,9 @@ impl Sum {
         (run.rate, run.bytes_per_second) = (per_second(run.messages.replies as f64), per_second(self.bytes));
         if common.as_secs_f64() < COMMON * run.seconds {
             run.generator.warnings.push(format!(
-                "all {} runs were running for {:.2} of {:.2} s only: the rate is what came in all of that time, divided \
+                "all {} were running for {:.2} of {:.2} s only: the rate is what came in all of that time, divided \
                  by it",
-                HumanCount(run.merged),
+                counted(run.merged, "run"),
                 common.as_secs_f64(),
                 run.seconds
             ));

@@ -9,6 +9,7 @@
 
 use std::fmt;
 
+use crate::count::counted;
 use memchr::memmem;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -217,13 +218,13 @@ impl fmt::Display for Mismatch {
         let [expected, got] = [expected, got].map(|bytes| if bytes.is_empty() { "nothing" } else { bytes });
         write!(f, ": expected {expected}, got {got}: ")?;
         match cause {
-            Cause::Lost { bytes } => write!(f, "{bytes} bytes were lost"),
-            Cause::Repeated { bytes } => write!(f, "the stream jumps back by {bytes} bytes"),
+            Cause::Lost { bytes } => write!(f, "{} lost", counted(*bytes, "byte")),
+            Cause::Repeated { bytes } => write!(f, "the stream jumps back by {}", counted(*bytes, "byte")),
             Cause::Foreign { connection, offset } if datagram.is_some() => {
                 write!(f, "that is datagram {offset} of socket {connection}")
             }
             Cause::Foreign { connection, offset } => write!(f, "that is connection {connection} at offset {offset}"),
-            Cause::Length { expected, got } => write!(f, "{got} bytes came back of {expected}"),
+            Cause::Length { expected, got } => write!(f, "{} came back of {expected}", counted(*got, "byte")),
             Cause::Altered if datagram.is_some() => write!(f, "bytes were altered"),
             Cause::Altered => write!(f, "bytes were altered, and later ones are right"),
             Cause::Unknown => write!(f, "nothing that was sent"),

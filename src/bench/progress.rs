@@ -6,9 +6,10 @@ use std::mem::take;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use rustix::termios::tcgetwinsize;
 
+use crate::count::counted;
 use crate::outlet::{Outlet, Wording};
 use crate::stdio;
 
@@ -150,7 +151,7 @@ impl Wording for Frames {
     }
 
     fn left_out(&mut self, lines: u64, out: &mut Vec<u8>) {
-        out.extend_from_slice(format!("{} lines are missing here\n", HumanCount(lines)).as_bytes());
+        out.extend_from_slice(format!("{} missing here\n", counted(lines, "line")).as_bytes());
     }
 
     fn failed(&mut self, _error: &io::Error) {}

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::HumanCount;
 
 use super::criterion::{Criterion, Figures};
 use super::driver::{Driver, Outcome, Pace};
@@ -15,6 +14,7 @@ use super::report;
 use super::summary::{self, Cut, ErrorKind, Search, Step};
 use super::verdict;
 use super::{Config, Latency};
+use crate::count::counted;
 
 /// The rate at which a search begins, unless it is told another.
 const FIRST_RATE: f64 = 1000.0;
@@ -123,9 +123,9 @@ pub(super) fn search<W: World>(
     let needed = step_length(config, criterion, first);
     if let Some(asked) = config.duration.filter(|asked| *asked < needed) {
         driver.progress.say(&format!(
-            "steps take longer than {}: {criterion} needs {} messages, which at {first}/s are {}",
+            "steps take longer than {}: {criterion} needs {}, which at {first}/s take {}",
             humantime::format_duration(asked),
-            HumanCount(criterion.messages_needed().0),
+            counted(criterion.messages_needed().0, "message"),
             show_micros(needed.as_secs_f64() * 1e6)
         ));
     }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Criterion;
 use super::latency::Latency;
 use super::payload::Mismatch;
+use crate::count::counted;
 use crate::stdio;
 
 /// What the `schema` field says.
@@ -553,7 +554,7 @@ impl Run {
     /// As [`Run::read_all`], and if there are several.
     pub fn read(path: &Path) -> anyhow::Result<Run> {
         let mut runs = Run::read_all(path)?;
-        ensure!(runs.len() == 1, "{} holds {} runs", path.display(), runs.len());
+        ensure!(runs.len() == 1, "{} holds {}", path.display(), counted(runs.len(), "run"));
         Ok(runs.remove(0).1)
     }
 

@@ -11,6 +11,7 @@ use super::driver::Outcome;
 use super::latency::{micros, show_micros};
 use super::ledger::LATE;
 use super::summary::{Limit, Outcomes, RateKept, Search};
+use crate::count::counted;
 
 /// The part of the messages that may be late, or missing, before a rate counts as not kept.
 const TOLERANCE: f64 = 0.01;
@@ -53,9 +54,9 @@ pub(super) fn rate(outcome: &Outcome) -> Option<RateKept> {
         () => (Some(Limit::Server), "the server was the limit"),
     };
     let text = format!(
-        "the rate was not kept: {} of {} messages were answered in time, {}/s of {}/s; {who}",
+        "the rate was not kept: {} of {} answered in time, {}/s of {}/s; {who}",
         HumanCount(answered),
-        HumanCount(due),
+        counted(due, "message"),
         HumanCount(reached.min(asked).round() as u64),
         HumanCount(asked.round() as u64)
     );

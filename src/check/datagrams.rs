@@ -6,6 +6,7 @@ use mio::Token;
 
 use super::lab::Lab;
 use super::verdict::{Finding, Outcome, Trouble};
+use crate::count::counted;
 use crate::reactor::address::Endpoint;
 
 /// How often a datagram is sent until it is taken for unanswered.
@@ -22,7 +23,10 @@ fn ask(lab: &mut Lab, port: Token, bytes: &[u8]) -> Result<Vec<u8>, Trouble> {
     let patience = lab.patience;
     for _ in 0..TRIES {
         if !lab.post(port, bytes) {
-            return Err(Trouble::Note(format!("a datagram of {} bytes cannot be sent from here", bytes.len())));
+            return Err(Trouble::Note(format!(
+                "a datagram of {} cannot be sent from here",
+                counted(bytes.len(), "byte")
+            )));
         }
         let caught = lab.catch(1, patience / TRIES as u32)?;
         // What was asked before may be answered late, or twice.
@@ -34,14 +38,15 @@ fn ask(lab: &mut Lab, port: Token, bytes: &[u8]) -> Result<Vec<u8>, Trouble> {
     }
     let error = lab.datagrams.protocol_mut().error.take();
     let got = error.map_or_else(|| format!("nothing, {TRIES} times"), |error| format!("nothing, but: {error}"));
-    Err(Finding::new(&format!("a datagram of {} bytes", bytes.len()), &got).timing().into())
+    Err(Finding::new(&format!("a datagram of {}", counted(bytes.len(), "byte")), &got).timing().into())
 }
 
 fn same(sent: &[u8], answer: &[u8]) -> Outcome {
     if sent == answer {
         return Ok(());
     }
-    let show = |bytes: &[u8]| format!("{} bytes '{}'", bytes.len(), bytes[..bytes.len().min(24)].escape_ascii());
+    let show =
+        |bytes: &[u8]| format!("{} '{}'", counted(bytes.len(), "byte"), bytes[..bytes.len().min(24)].escape_ascii());
     Err(Finding::new(&show(sent), &show(answer)).into())
 }
 
@@ -121,7 +126,7 @@ pub(super) fn boundaries(lab: &mut Lab) -> Outcome {
         messages.iter().for_each(|message| _ = lab.post(port, message));
         let caught = lab.catch(messages.len(), patience / TRIES as u32)?;
         if let Some((_, _, strange)) = caught.iter().find(|(_, _, bytes)| !messages.contains(bytes)) {
-            let got = format!("one of {} bytes that is none of them", strange.len());
+            let got = format!("one of {} that is none of them", counted(strange.len(), "byte"));
             return Err(Finding::new("20 datagrams together", &got).into());
         }
         answered = answered.max(caught.len());

@@ -13,6 +13,7 @@ use log::debug;
 use mio::Token;
 
 use super::verdict::{Finding, Outcome, Stop, Trouble};
+use crate::count::counted;
 use crate::reactor::address::Endpoint;
 use crate::reactor::socket::Socket;
 use crate::reactor::{
@@ -159,8 +160,8 @@ fn converse(line: usize, direction: char, bytes: &[u8]) {
         let more = if shown.len() < bytes.len() { " ..." } else { "" };
         let numbers: Vec<_> = shown.iter().map(|byte| format!("{byte:02x}")).collect();
         debug!(
-            "#{line} {direction} {} bytes: {}{more} |{}|{more}",
-            bytes.len(),
+            "#{line} {direction} {}: {}{more} |{}|{more}",
+            counted(bytes.len(), "byte"),
             numbers.join(" "),
             shown.escape_ascii()
         );
@@ -415,7 +416,7 @@ impl Lab {
             }
             if let Some(reason) = &self.line(number).closed {
                 let got = format!("the connection was closed: {reason}");
-                return Err(Finding::new(&format!("{sent} bytes, without reading"), &got).into());
+                return Err(Finding::new(&format!("{}, without reading", counted(sent, "byte")), &got).into());
             }
         }
         Ok(sent - self.waiting(number))
@@ -476,7 +477,7 @@ impl Lab {
     /// Whether what has come so far is all that was sent, and nothing else.
     pub fn verify(&self, number: usize) -> Outcome {
         let line = self.line(number);
-        let sent = format!("{} bytes", line.sent);
+        let sent = counted(line.sent, "byte").to_string();
         if let Some(mismatch) = &line.mismatch {
             let mut got = format!(
                 "at byte {} came '{}' instead of '{}'",
@@ -485,7 +486,7 @@ impl Lab {
                 mismatch.expected.escape_ascii()
             );
             if let Some(lost) = mismatch.lost.filter(|lost| *lost > 0) {
-                got.push_str(&format!(": {lost} bytes are missing"));
+                got.push_str(&format!(": {} missing", counted(lost, "byte")));
             }
             return Err(Finding::new(&sent, &got).into());
         }
@@ -496,7 +497,7 @@ impl Lab {
         if line.expected.is_empty() {
             return Ok(());
         }
-        let back = format!("{} bytes came back", line.received);
+        let back = format!("{} came back", counted(line.received, "byte"));
         let finding = match (&line.closed, line.ended) {
             (Some(reason), _) if reason != "finished" => {
                 Finding::new(&sent, &format!("{back}, then the connection failed: {reason}"))

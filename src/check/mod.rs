@@ -26,6 +26,7 @@ use clap::{Args, ValueEnum};
 use indicatif::HumanCount;
 use signal_hook::low_level::signal_name;
 
+use crate::count::counted;
 use crate::reactor::address::{Address, DEFAULT, Endpoint};
 use crate::{limits, stdio, values};
 use catalogue::{About, Promise};
@@ -288,8 +289,8 @@ fn announcement(address: &Address, endpoint: &Endpoint, config: &Config) -> Stri
             format!("checking {address}: at most {} of datagrams, nothing else\n", ByteSize::mib(4).display().iec())
         }
         _ => format!(
-            "checking {address}: at most {} connections, {} of them at once, and {} each way; nothing else\n",
-            HumanCount(((streams::RETURNED + 4 * many + 400) * times) as u64),
+            "checking {address}: at most {}, {} of them at once, and {} each way; nothing else\n",
+            counted((streams::RETURNED + 4 * many + 400) * times, "connection"),
             HumanCount(many.max(100) as u64),
             ByteSize(((4 * streams::UNBOUNDED + streams::FED + (64 << 20)) * times) as u64).display().iec()
         ),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::lab::Lab;
 use super::verdict::{Outcome, Trouble};
+use crate::count::counted;
 
 /// Connections that are counted on.
 #[cfg(target_os = "linux")]
@@ -127,7 +128,7 @@ mod linux {
             return Ok(());
         }
         let sent = format!("{CONNECTIONS} connections, half of them closed and half reset");
-        Err(Finding::new(&sent, &format!("{left} descriptors are still open")).timing().into())
+        Err(Finding::new(&sent, &format!("{} left open", counted(left, "descriptor"))).timing().into())
     }
 
     pub(in super::super) fn memory_silent(lab: &mut Lab) -> Outcome {

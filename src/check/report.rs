@@ -3,11 +3,11 @@
 use std::fmt::Write;
 
 use bytesize::ByteSize;
-use indicatif::HumanCount;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::catalogue::{self, About, Promise};
+use crate::count::counted;
 
 /// The version of the files' format.
 const FORMAT: u32 = 1;
@@ -71,7 +71,7 @@ impl Judgement {
         }
         text.push('\n');
         if let (Some(sent), Some(got)) = (&self.sent, &self.got) {
-            let again = if self.tries > 1 { format!(" ({} times)", self.tries) } else { String::new() };
+            let again = if self.tries > 1 { format!(" ({})", counted(self.tries, "time")) } else { String::new() };
             let _ = writeln!(text, "{:<36}sent: {sent}\n{:<36}came: {got}{again}", "", "");
         }
         if let Some(cause) = self.cause {
@@ -132,8 +132,12 @@ impl Report {
     pub fn summary(&self) -> String {
         let broken: Vec<_> =
             self.judgements.iter().filter(|it| it.verdict == Verdict::Broken).map(|it| it.id).collect();
-        let mut text =
-            format!("\n{}: {} of {} promises hold", self.address, self.count(Verdict::Holds), self.judgements.len());
+        let mut text = format!(
+            "\n{}: {} of {} hold",
+            self.address,
+            self.count(Verdict::Holds),
+            counted(self.judgements.len(), "promise")
+        );
         for (count, word) in [(self.count(Verdict::Note), "noted"), (self.count(Verdict::NotJudged), "not judged")] {
             if count > 0 {
                 let _ = write!(text, ", {count} {word}");
@@ -145,9 +149,9 @@ impl Report {
         };
         let _ = writeln!(
             text,
-            "\n{:.1} s, {} connections, {} sent, {} received",
+            "\n{:.1} s, {}, {} sent, {} received",
             self.seconds,
-            HumanCount(self.connections),
+            counted(self.connections, "connection"),
             ByteSize(self.sent_bytes).display().iec(),
             ByteSize(self.received_bytes).display().iec()
         );

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::lab::Lab;
 use super::verdict::{Finding, Outcome, Trouble};
+use crate::count::counted;
 
 /// How long a connection is listened to on which nothing should come.
 const SILENCE: Duration = Duration::from_millis(250);
@@ -57,7 +58,7 @@ fn echoes(lab: &mut Lab, bytes: &[u8]) -> Outcome {
 
 fn show(bytes: &[u8]) -> String {
     let shown = bytes[..bytes.len().min(24)].escape_ascii().to_string();
-    if bytes.len() > 24 { format!("{shown}... ({} bytes)", bytes.len()) } else { shown }
+    if bytes.len() > 24 { format!("{shown}... ({})", counted(bytes.len(), "byte")) } else { shown }
 }
 
 pub(super) fn silence(lab: &mut Lab) -> Outcome {
@@ -119,7 +120,9 @@ pub(super) fn sizes(lab: &mut Lab) -> Outcome {
     for size in around.chain([1_000_000, 1 << 20]) {
         let line = lab.connect()?;
         lab.ping(line, size).map_err(|trouble| match trouble {
-            Trouble::Broken(finding) => Finding { sent: format!("a message of {size} bytes"), ..finding }.into(),
+            Trouble::Broken(finding) => {
+                Finding { sent: format!("a message of {}", counted(size, "byte")), ..finding }.into()
+            }
             other => other,
         })?;
         lab.close(line);
@@ -189,7 +192,7 @@ pub(super) fn partial_send(lab: &mut Lab) -> Outcome {
     lab.resume(line);
     lab.await_echo(line).map_err(|trouble| match trouble {
         Trouble::Broken(finding) => {
-            Finding { sent: format!("{taken} bytes before the first was read"), ..finding }.into()
+            Finding { sent: format!("{} before the first was read", counted(taken, "byte")), ..finding }.into()
         }
         other => other,
     })
@@ -376,7 +379,7 @@ pub(super) fn returned(lab: &mut Lab) -> Outcome {
     let began = std::time::Instant::now();
     let limit = 8 * lab.patience;
     for number in 0..RETURNED {
-        let sent = format!("a connect, after {number} connections that had come and gone");
+        let sent = format!("a connect, after {} had come and gone", counted(number, "connection"));
         lab.serves().map_err(|trouble| blame(trouble, &sent))?;
         if number % 50 == 49 {
             // Those that are closed wait for the service's end, and their descriptors are ours meanwhile.
@@ -385,7 +388,8 @@ pub(super) fn returned(lab: &mut Lab) -> Outcome {
         }
         if began.elapsed() > limit {
             return Err(Trouble::Unjudged(format!(
-                "{number} connections took {limit:?}: it is too slow for a thousand"
+                "{} took {limit:?}: it is too slow for a thousand",
+                counted(number, "connection")
             )));
         }
     }
@@ -425,7 +429,7 @@ pub(super) fn word_split(lab: &mut Lab) -> Outcome {
     lab.await_end(line, &sent)?;
     match lab.line(line).received {
         received if received >= word.len() as u64 => Ok(()),
-        received => Err(Finding::new(&sent, &format!("{received} bytes, and the end")).into()),
+        received => Err(Finding::new(&sent, &format!("{}, and the end", counted(received, "byte"))).into()),
     }
 }
 

@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use indicatif::HumanCount;
 use mio::Token;
 
 use super::console::Console;
@@ -18,6 +17,7 @@ use super::input::{Input, Item, without_newline};
 use super::line::{Control, Line};
 use super::screen::Screen;
 use super::{Config, PROMPT, unexpected};
+use crate::count::counted;
 use crate::reactor::{CloseReason, Protocol, Reactor, Readiness, Settings, Source, Stream, Transport};
 
 /// How long an input that is neither a terminal nor has ended may take, when the peer has closed the connection, to say
@@ -248,7 +248,7 @@ impl<'a, S: Stream> Client<'a, S> {
                 0 if self.config.expect.is_some() => anyhow!("{address}: nothing came for {timeout}"),
                 0 => anyhow!("{address} did not close the connection within {timeout}"),
                 missing => {
-                    anyhow!("no reply from {address} within {timeout}: {} bytes not echoed", HumanCount(missing))
+                    anyhow!("no reply from {address} within {timeout}: {} not echoed", counted(missing, "byte"))
                 }
             })
         })
@@ -269,8 +269,8 @@ impl<'a, S: Stream> Client<'a, S> {
         let missing = self.missing(input);
         if missing > 0 {
             let cause = failure.map_or_else(|| format!("{address} closed it"), |error| format!("{address}: {error}"));
-            let missing = HumanCount(missing);
-            return Some(Err(anyhow!("the connection ended with {missing} bytes not echoed: {cause}")));
+            let missing = counted(missing, "byte");
+            return Some(Err(anyhow!("the connection ended with {missing} not echoed: {cause}")));
         }
         if let Some(error) = failure {
             return Some(Err(anyhow!("the connection to {address} failed: {error}")));

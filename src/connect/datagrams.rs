@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use indicatif::HumanCount;
 use mio::Token;
 use mio::net::UdpSocket;
 use rustix::io::Errno;
@@ -18,6 +17,7 @@ use super::console::Console;
 use super::input::{Input, Item, without_newline};
 use super::race::Failures;
 use super::{Config, PROMPT, unexpected};
+use crate::count::counted;
 use crate::reactor::Poller;
 use crate::reactor::address::Endpoint;
 
@@ -60,7 +60,7 @@ pub(super) fn run(config: &Config, console: &mut Console, addresses: Vec<SocketA
         return Err(error).context("cannot read standard input");
     }
     if client.lost > 0 {
-        bail!("{} datagrams did not come back", HumanCount(client.lost));
+        bail!("{} did not come back", counted(client.lost, "datagram"));
     }
     unexpected(config)
 }
@@ -275,7 +275,7 @@ impl<'a> Client<'a> {
 }
 
 fn too_long() -> String {
-    format!("a line is longer than a datagram can be, which is {} bytes with its newline", HumanCount(65_507))
+    format!("a line is longer than a datagram can be, which is {} with its newline", counted(65_507_u64, "byte"))
 }
 
 /// A socket for the first of `addresses` that there is a way to.

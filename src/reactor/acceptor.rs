@@ -16,6 +16,7 @@ use super::pause::Pause;
 use super::settings::Settings;
 use super::socket::Origin;
 use super::source::shortest;
+use crate::count::counted;
 use mio::Token;
 
 /// Connections accepted from one listener in a turn before the connections get theirs.
@@ -134,9 +135,10 @@ impl<S> Acceptor<S> {
                 }
                 if connections >= max_connections {
                     let tell = || {
+                        let open = counted(connections, "connection");
+                        let verb = if connections == 1 { "is" } else { "are" };
                         format!(
-                            "accepting pauses: {connections} connections are open; further ones wait in the backlog \
-                             until there is room"
+                            "accepting pauses: {open} {verb} open; further ones wait in the backlog until there is room"
                         )
                     };
                     pauses += u64::from(self.full.begin_episode(now, tell));

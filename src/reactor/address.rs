@@ -3,6 +3,7 @@
 //! Parsing is kept apart from resolving: what cannot be an address is a mistake on the command line, and a name that
 //! does not resolve is a failure at run time.
 
+use crate::count::counted;
 use std::fmt;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -142,7 +143,7 @@ fn unix(path: &str) -> Result<Address, String> {
     // An abstract name begins with a zero byte, where the @ is, and needs none at its end.
     let limit = UNIX_PATH_LIMIT + usize::from(name.is_some());
     if path.len() > limit {
-        return Err(format!("it is {} bytes long, and the kernel takes at most {limit}", path.len()));
+        return Err(format!("it is {} long, and the kernel takes at most {limit}", counted(path.len(), "byte")));
     }
     Ok(Address::Unix(path.into()))
 }

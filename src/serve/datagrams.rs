@@ -8,6 +8,7 @@ use log::{debug, trace};
 use super::access::{DatagramGate, Question};
 use super::echo::{SharedPrinter, print_datagram};
 use super::fault::DatagramFaults;
+use crate::count::counted;
 use crate::reactor::socket::Origin;
 use crate::reactor::{DatagramProtocol, DatagramSocket, Envelope, Outlet, Sent};
 
@@ -34,7 +35,7 @@ impl<D: DatagramSocket> DatagramProtocol<D> for DatagramEcho {
             Some(faults) => faults.answer(outlet, bytes, envelope),
         };
         match sent {
-            Sent::Taken => trace!("datagram from {from}: {} bytes went back", bytes.len()),
+            Sent::Taken => trace!("datagram from {from}: {} sent back", counted(bytes.len(), "byte")),
             Sent::NoRoom => trace!("datagram from {from} dropped: the send queue is full"),
             Sent::Failed(error) => debug!("datagram from {from} not answered: {error}"),
         }

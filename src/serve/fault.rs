@@ -358,7 +358,7 @@ crate::counters! {
         /// Connections that were closed early
         closed: Total = "closed early",
         /// Ends of peers that were ignored
-        ignored_ends: Total = "ends ignored",
+        ignored_ends: Total = "ignored ends",
         /// Reads or datagrams that were dropped
         dropped: Total = "lost on request",
         /// Reads or datagrams of which a bit was changed

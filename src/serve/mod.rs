@@ -34,6 +34,7 @@ use log::{debug, info, warn};
 use rustix::io::Errno;
 use signal_hook::low_level::signal_name;
 
+use crate::count::counted;
 use crate::reactor::address::{DEFAULT, Endpoint};
 use crate::reactor::socket::Socket;
 use crate::reactor::{Poller, Source, UdpPort, check_backlog, shortest};
@@ -194,7 +195,7 @@ impl<P: StreamService<Socket>> Server<P> {
         let max_connections = config.max_connections.unwrap_or(room);
         service.streams.set_max_connections(max_connections);
         info!("echoloop {}, process {}", env!("CARGO_PKG_VERSION"), std::process::id());
-        info!("room for {} connections (open files: at most {})", HumanCount(max_connections as u64), show(limit));
+        info!("room for {} (open files: at most {})", counted(max_connections, "connection"), show(limit));
         if max_connections > room {
             warn!("but the limit on open files leaves room for {}: raise it (ulimit -n)", HumanCount(room as u64));
         }

@@ -4,6 +4,7 @@
 //! 2020, haproxy.org). Each byte is judged as soon as it is there, so that no connection is waited for whose header cannot
 //! become one; however it is split, the verdict is the same.
 
+use crate::count::counted;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// How version 1 begins (2.1).
@@ -110,10 +111,10 @@ fn binary(bytes: &[u8]) -> Result<Header, String> {
     let Some(length) = bytes.get(14..FIXED) else { return Ok(Header::Incomplete) };
     let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
     if length < needed {
-        return Err(format!("it has {length} bytes of addresses, and its family needs {needed}"));
+        return Err(format!("it has {} of addresses, and its family needs {needed}", counted(length, "byte")));
     }
     if FIXED + length > LONGEST {
-        return Err(format!("it is {} bytes long, and at most {LONGEST} are taken", FIXED + length));
+        return Err(format!("it is {} long, and at most {LONGEST} are taken", counted(FIXED + length, "byte")));
     }
     let Some(rest) = bytes.get(FIXED..FIXED + length) else { return Ok(Header::Incomplete) };
     let port = |at: usize| u16::from_be_bytes([rest[at], rest[at + 1]]);
@@ -213,7 +214,7 @@ mod tests {
             let endless = header(command, 0, &vec![0; 65_535]);
             assert_eq!(parse(&endless[..15]), Header::Incomplete);
             for length in [16, 17, 4095, 4096, endless.len()] {
-                assert_eq!(cause(&endless[..length]), "version 2: it is 65551 bytes long, and at most 4096 are taken");
+                assert_eq!(cause(&endless[..length]), "version 2: it is 65,551 bytes long, and at most 4096 are taken");
             }
         }
     }

@@ -4,7 +4,6 @@
 
 use std::time::{Duration, Instant};
 
-use indicatif::HumanCount;
 use log::{info, warn};
 
 use super::access::DatagramGate;
@@ -15,6 +14,7 @@ use super::echo::{Echo, SharedPrinter, StreamService};
 use super::fault::{Accepting, FaultCounters, SharedCounters};
 use super::stats::{RefusalLog, Stats, Summary};
 use super::tokens::{self, Owner};
+use crate::count::counted;
 use crate::reactor::address::Endpoint;
 use crate::reactor::{Activity, DatagramSocket, Datagrams, Reactor, Readiness, Settings, Source, Stream, shortest};
 
@@ -249,9 +249,10 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Source for Service<S, D,
             && now >= end
             && !self.is_done()
         {
-            let left = HumanCount(self.streams.len() as u64);
+            let left = counted(self.streams.len(), "connection");
+            let verb = if self.streams.len() == 1 { "is" } else { "are" };
             let unread = if self.datagrams.is_empty() { "" } else { ", and datagrams are left unread" };
-            warn!("the drain timeout has passed: {left} connections are aborted{unread}");
+            warn!("the drain timeout has passed: {left} {verb} aborted{unread}");
             self.streams.abort_all();
             self.datagrams.close();
         }

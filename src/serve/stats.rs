@@ -8,6 +8,7 @@ use log::info;
 
 use super::access::Refusals;
 use super::fault::FaultCounters;
+use crate::count::counted;
 use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind};
 use crate::values::show_bytes;
 
@@ -52,7 +53,7 @@ impl std::fmt::Display for Summary {
 /// All counters of a table that are not zero, as a sentence; the first one in any case.
 fn totals<T>(table: &[Counter<T>], counters: &T) -> String {
     let told = table.iter().enumerate().filter(|(at, it)| *at == 0 || (it.get)(counters) > 0);
-    let told: Vec<_> = told.map(|(_, it)| format!("{} {}", amount(it, (it.get)(counters)), it.label)).collect();
+    let told: Vec<_> = told.map(|(_, it)| amount(it, (it.get)(counters))).collect();
     told.join(", ")
 }
 
@@ -110,7 +111,7 @@ impl Stats {
 
 /// One line on the time between two states of the counters: what there is, and what happened per second.
 fn interval(before: &Summary, after: &Summary, time: Duration) -> String {
-    let mut line = format!("{} connections open", HumanCount(after.counters.live()));
+    let mut line = format!("{} open", counted(after.counters.live(), "connection"));
     rates(&mut line, Counters::TABLE, &before.counters, &after.counters, time);
     let closed = after.counters.closed_total() - before.counters.closed_total();
     rate(&mut line, "closed", per_second(closed, time), false);
@@ -146,6 +147,51 @@ fn per_second(count: u64, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64().max(1e-9)
 }
 
+/// A counter's value and its label. A label that ends in an s is the plural of a noun.
 fn amount<T>(counter: &Counter<T>, value: u64) -> String {
-    if counter.is_bytes() { show_bytes(value).to_string() } else { HumanCount(value).to_string() }
+    match counter.label.strip_suffix('s') {
+        _ if counter.is_bytes() => format!("{} {}", show_bytes(value), counter.label),
+        Some(noun) => counted(value, noun).to_string(),
+        None => format!("{} {}", HumanCount(value), counter.label),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_counted_agrees_with_its_number() {
+        for number in [0, 1, 2, 1000] {
+            let noun = |noun| counted(number, noun);
+            let counters = Counters { opened: number, turns: number, partial_sends: number, ..Counters::default() };
+            let datagrams = DatagramCounters { received: number, ..DatagramCounters::default() };
+            let faults = FaultCounters { connections: number, ..FaultCounters::default() };
+            let datagrams = Some((datagrams, Refusals::default()));
+            let summary = Summary { counters, datagrams, faults: Some(faults), ..Summary::default() };
+            let mut expected = vec![noun("connection"), noun("datagram"), noun("faulty connection")];
+            if number > 0 {
+                expected.extend([noun("turn"), noun("partial send")]);
+            }
+            let text = summary.to_string();
+            for expected in expected {
+                let all = format!(" {text};").replace(['(', ','], ";");
+                assert!(all.contains(&format!("{expected}").replace(',', ";")), "{expected}: {text}");
+            }
+            let open = interval(&Summary::default(), &summary, Duration::from_secs(1));
+            assert!(open.starts_with(&format!("{} open", noun("connection"))), "{open}");
+        }
+    }
+
+    #[test]
+    fn labels_in_s_are_plural_nouns() {
+        fn labels<T>(table: &[Counter<T>]) -> Vec<&'static str> {
+            table.iter().map(|counter| counter.label).filter(|label| label.ends_with('s')).collect()
+        }
+        let reactor = ["connections", "partial sends", "would-blocks", "turns", "events", "accept pauses"];
+        assert_eq!(labels(Counters::TABLE), reactor);
+        assert_eq!(labels(DatagramCounters::TABLE), ["datagrams", "receive errors"]);
+        let faults = ["faulty connections", "pieces", "ignored ends", "banners", "freezes"];
+        assert_eq!(labels(FaultCounters::TABLE), faults);
+    }
 }

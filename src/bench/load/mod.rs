@@ -24,6 +24,7 @@ use super::payload::{Payload, Sizes};
 use super::record::Record;
 use super::schedule::Schedule;
 use super::summary::ErrorKind;
+use crate::count::counted;
 use backends::Backends;
 pub(super) use datagrams::{MAX_DATAGRAM, NUMBER, Port};
 pub(super) use slot::{BackendNumber, Slot, Stage, UNKNOWN};
@@ -277,7 +278,8 @@ impl Load {
                 lost += self.record.lost(1, flight.due, Some(flight.sent), now, Outcome::Unanswered, slot.backend);
             }
             if lost > 0 && is_error {
-                let text = || format!("connection {}: {lost} messages were not answered until the end", slot.serial);
+                let lost = counted(lost, "message");
+                let text = || format!("connection {}: {lost} not answered until the end", slot.serial);
                 self.record.errors(ErrorKind::ReplyTimeout, 1, text);
             }
         }
@@ -390,8 +392,10 @@ impl Load {
             self.fail(index, ErrorKind::ConnectTimeout, text, Outcome::Failed);
         } else {
             let text = format!(
-                "connection {}: {} of {} bytes came back within {shown}",
-                slot.serial, slot.received, slot.planned
+                "connection {}: {} of {} came back within {shown}",
+                slot.serial,
+                slot.received,
+                counted(slot.planned, "byte")
             );
             self.fail(index, ErrorKind::ReplyTimeout, text, Outcome::Unanswered);
             self.note_futile(now);

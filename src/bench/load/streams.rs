@@ -10,6 +10,7 @@ use super::{Load, Outcome};
 use crate::bench::clock::Nanos;
 use crate::bench::payload::{Cause, PIECE};
 use crate::bench::summary::ErrorKind;
+use crate::count::counted;
 use crate::reactor::{CloseReason, Protocol, Stream, Transport};
 
 /// What is asked where bytes come first that are no echo.
@@ -194,7 +195,7 @@ impl<S: Stream> Protocol<S> for Load {
             transport.abort();
         } else if !excess.is_empty() {
             let hint = if slot.sent == 0 { GREETS } else { "" };
-            let text = format!("connection {}: {} bytes more than were sent{hint}", slot.serial, excess.len());
+            let text = format!("connection {}: {} more than sent{hint}", slot.serial, counted(excess.len(), "byte"));
             self.fail(index, ErrorKind::Excess, text, Outcome::Failed);
             transport.abort();
         } else if slot.flights.is_empty() && self.is_spent(peer.slot) {
@@ -219,8 +220,8 @@ impl<S: Stream> Protocol<S> for Load {
             let text = format!("connection {}: closed by the server before its greeting", slot.serial);
             self.fail(peer.slot as usize, ErrorKind::ClosedEarly, text, Outcome::Failed);
         } else if slot.stage == Stage::Open {
-            let missing = slot.planned - slot.received;
-            let text = format!("connection {}: closed by the server with {missing} bytes owed", slot.serial);
+            let missing = counted(slot.planned - slot.received, "byte");
+            let text = format!("connection {}: closed by the server with {missing} owed", slot.serial);
             self.fail(peer.slot as usize, ErrorKind::ClosedEarly, text, Outcome::Failed);
         }
         transport.close();

@@ -6,9 +6,10 @@
 use indicatif::HumanCount;
 
 use super::plot::{Axis, Bars, Chart, Heat, Line, MINUTES, Mark, Style};
-use super::text::plural;
+
 use crate::bench::latency::{Latency, PERCENTILES, micros, show_micros};
 use crate::bench::{Criterion, Interval, Run};
+use crate::count::counted;
 
 /// The farthest to the right that a distribution goes: 99.9999 %.
 const MOST_NINES: f64 = 6.0;
@@ -146,8 +147,7 @@ fn tell_gaps(runs: &[Run], names: &[String]) -> String {
             .map(|(from, to)| format!("{} to {}", moment(*from, end), moment(*to, end)))
             .collect();
         let more = gaps.len().saturating_sub(GAPS);
-        let more =
-            if more > 0 { format!(", and {}", plural(more as u64, "more time", "more times")) } else { String::new() };
+        let more = if more > 0 { format!(", and {}", counted(more, "more time")) } else { String::new() };
         if !list.is_empty() {
             told.push_str(&format!(" No reply{who} came from {}{more}.", list.join(", from ")));
         }

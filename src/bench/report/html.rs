@@ -9,10 +9,11 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::charts;
 use super::plot::{Chart, Heat, Style};
-use super::text::{self, Figure, NONE, count, percentile, plural};
+use super::text::{self, Figure, NONE, count, percentile};
 use crate::bench::latency::{PERCENTILES, show_micros};
 use crate::bench::merge::distinct_names;
 use crate::bench::{Outcomes, Run, Search};
+use crate::count::counted;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
@@ -28,7 +29,7 @@ pub(in crate::bench) fn page(runs: &[Run]) -> anyhow::Result<String> {
     let names = distinct_names(runs.iter());
     let title = match runs {
         [run] => run.name.clone(),
-        runs => format!("{} runs", runs.len()),
+        runs => counted(runs.len(), "run").to_string(),
     };
     let mut figures = Vec::new();
     for chart in charts::all(runs, &names)? {
@@ -345,7 +346,7 @@ fn all_figures(run: &Run, name: &str, among_others: bool) -> anyhow::Result<Mark
             (scrolling("Report as text", html! { pre { (text::text(run)?) } }))
             p.note {
                 "Made by echoloop " (run.echoloop) " on " (run.host.system) ", " (run.host.architecture) ", "
-                (plural(run.host.processors, "processor", "processors")) ", " (text::when(&run.started)) "."
+                (counted(run.host.processors, "processor")) ", " (text::when(&run.started)) "."
             }
         }
     })

@@ -6,8 +6,9 @@ use std::ops::RangeInclusive;
 use indicatif::HumanCount;
 
 use crate::bench::latency::show_micros;
+use crate::count::counted;
 
-use super::text::{count, plural};
+use super::text::count;
 
 /// Room around the plot, in pixels: left, right, above, below.
 const MARGINS: (f64, f64, f64, f64) = (70.0, 20.0, 12.0, 40.0);
@@ -669,7 +670,7 @@ fn rounded(value: f64) -> f64 {
 /// A number of a chart in words.
 fn in_words(axis: Axis, value: f64) -> String {
     match axis {
-        Axis::Seconds => plural(value.round() as u64, "second", "seconds"),
+        Axis::Seconds => counted(value.round() as u64, "second").to_string(),
         Axis::Rate => format!("{} messages/s", count(value)),
         Axis::Count => HumanCount(value as u64).to_string(),
         _ => axis.label(value),

@@ -11,6 +11,7 @@ use indicatif::HumanCount;
 use crate::bench::latency::{Latency, PERCENTILES, micros, show_at_least, show_micros};
 use crate::bench::merge::distinct_names;
 use crate::bench::{Backend, Cut, Outcomes, Run, Search, Settings, Step};
+use crate::count::counted;
 use crate::escape;
 
 /// The width that everything fits.
@@ -120,7 +121,7 @@ fn headline(out: &mut String, run: &Run) {
     wrap(out, "connections", &joined(&list));
 
     let messages = &run.messages;
-    let replies = plural(messages.replies, "reply", "replies");
+    let replies = counted(messages.replies, "reply");
     let mut list = vec![format!("{replies} in {}: {}/s", seconds(run.seconds), count(run.rate))];
     list.extend(rate_kept(run).map(|kept| format!("{kept} of the rate")));
     list.push(format!("{}/s each way", size(run.bytes_per_second as u64)));
@@ -170,7 +171,7 @@ pub(super) fn ended_early(run: &Run) -> Option<String> {
         // A step of a search may have been made longer than that.
         _ if run.search.is_some() => seconds(run.seconds),
         (Some(duration), _) => format!("{:.2} of {duration:.2} s", run.seconds),
-        (None, Some(all)) => format!("{} of {} messages", HumanCount(run.outcomes.due), HumanCount(all)),
+        (None, Some(all)) => format!("{} of {}", HumanCount(run.outcomes.due), counted(all, "message")),
         (None, None) => seconds(run.seconds),
     };
     Some(format!("ended early, after {after}: {why}"))
@@ -220,7 +221,7 @@ fn percentiles(out: &mut String, run: &Run) -> anyhow::Result<()> {
 /// How many of the messages that were due the percentiles contain, and how many of these are bounds.
 pub(super) fn coverage(run: &Run) -> String {
     let due = run.outcomes.due;
-    let due_words = plural(due, "message", "messages");
+    let due_words = counted(due, "message");
     let of = match run.response.count {
         count if count == due => format!("of all {due_words} due"),
         count => format!("of {} of {due_words} due", HumanCount(count)),
@@ -427,7 +428,7 @@ pub(super) fn settings(run: &Run) -> Vec<Figure> {
     all.push(("idle connections", HumanCount(config.idle).to_string()));
     all.push(("size of messages", sizes(config).to_string()));
     all.push(("load", pace(run)));
-    let limits = [config.duration.map(seconds), config.messages.map(|n| plural(n, "message", "messages"))];
+    let limits = [config.duration.map(seconds), config.messages.map(|n| counted(n, "message").to_string())];
     all.push(("measured for", limits.into_iter().flatten().collect::<Vec<_>>().join(" or ")));
     all.push(("warm-up", seconds(config.warm_up)));
     all.push(("timeout", seconds(config.timeout)));
@@ -443,10 +444,7 @@ pub(super) fn settings(run: &Run) -> Vec<Figure> {
     all.push(("measured from", when(&run.measured_from)));
     let host = [run.host.name.as_str(), &run.host.system, &run.host.architecture].map(str::to_owned);
     let named: Vec<_> = host.into_iter().filter(|text| !text.is_empty()).collect();
-    all.push((
-        "generator",
-        format!("{}, {}", named.join(", "), plural(run.host.processors, "processor", "processors")),
-    ));
+    all.push(("generator", format!("{}, {}", named.join(", "), counted(run.host.processors, "processor"))));
     all.push(("echoloop", run.echoloop.clone()));
     all
 }
@@ -703,11 +701,6 @@ pub(super) fn when(time: &str) -> String {
         Some((day, time)) => format!("{day} {} UTC", time.split(['.', 'Z']).next().unwrap_or(time)),
         None => time.to_owned(),
     }
-}
-
-/// So many of something.
-pub(super) fn plural(number: u64, one: &str, many: &str) -> String {
-    format!("{} {}", HumanCount(number), if number == 1 { one } else { many })
 }
 
 /// A share as one reads it. What is there is never 0, and what is not all is never 100 %.
