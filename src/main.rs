@@ -10,7 +10,7 @@ use echoloop::cli::{Bench, Cli, Command, Report};
 use echoloop::reactor::socket::Socket;
 use echoloop::serve::{Ending, Server, StreamService};
 use echoloop::{check, cli, connect, logging, signals, stdio};
-use log::{error, info};
+use log::{error, info, warn};
 
 /// How long the program's end waits for the reader of its log.
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,6 +21,11 @@ fn main() -> ExitCode {
     logging::init(cli.verbosity(), cli.log_format());
     if matches!(cli.command, Command::Report(_) | Command::Completions { .. } | Command::Man(_)) {
         signals::end_process_one();
+    }
+    for variable in cli.unknown_variables() {
+        warn!(
+            "the environment has {variable}, which is no option of any command: it is ignored; `env -u {variable}` removes it"
+        );
     }
     let outcome = match cli.command {
         Command::Serve(config) => serve(&config),

@@ -286,6 +286,7 @@ pub(crate) fn depth(text: &str) -> Result<u64, String> {
 /// A network, or a single address; of IPv4 addresses that are written as IPv6 ones, the IPv4 network.
 pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     let single = |_| text.parse::<IpAddr>().map(IpNet::from);
+    let text = text.trim();
     let network = text.parse::<IpNet>().or_else(single);
     let network = network.map_err(|_| "write it as in 10.0.0.0/8, 2001:db8::/32, 192.0.2.1".to_owned())?;
     match canonical(network) {

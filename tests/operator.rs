@@ -800,14 +800,14 @@ fn the_shell_is_told_what_there_is() {
     );
     assert_eq!(String::from_utf8_lossy(&bash.args(["-c", &check]).output().unwrap().stdout), "--reuse-port\n");
     let page = echoloop(&["man", "bench"], b"");
-    assert!(String::from_utf8_lossy(&page.stdout).contains(".TH echoloop-bench 1"));
+    assert!(String::from_utf8_lossy(&page.stdout).contains(".TH ECHOLOOP\\-BENCH 1"));
     let directory = tempfile::tempdir().unwrap();
     let pages = directory.path().join("man1");
     assert!(echoloop(&["man", "--dir", pages.to_str().unwrap()], b"").status.success());
     for page in ["echoloop.1", "echoloop-serve.1", "echoloop-connect.1", "echoloop-bench.1", "echoloop-report.1"] {
         assert!(pages.join(page).exists(), "{page}");
     }
-    assert_eq!(echoloop(&["man", "nothing"], b"").status.code(), Some(1));
+    assert_eq!(echoloop(&["man", "nothing"], b"").status.code(), Some(2));
 }
 
 #[test]

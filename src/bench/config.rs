@@ -25,99 +25,99 @@ pub struct Config {
     pub address: Address,
 
     /// Connections that carry messages; may be 0 if there are idle ones
-    #[arg(short, long, value_name = "N", default_value_t = 50, value_parser = values::connections)]
+    #[arg(help_heading = "Load", short, long, value_name = "N", default_value_t = 50, value_parser = values::connections)]
     pub connections: usize,
 
     /// Connections that are held open and silent beside them, to see what they cost
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::connections)]
+    #[arg(help_heading = "Load", long, value_name = "N", default_value_t = 0, value_parser = values::connections)]
     pub idle: usize,
 
     /// Open so many connections per second; by default as fast as it goes
-    #[arg(long, value_name = "R", value_parser = values::positive_rate)]
+    #[arg(help_heading = "Load", long, value_name = "R", value_parser = values::positive_rate)]
     pub connect_rate: Option<f64>,
 
     /// The size of messages, such as 64 or 16KiB; or the bounds of it, such as 1..4KiB, and sizes are uniform between
-    #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = values::message_size)]
+    #[arg(help_heading = "Load", short, long, value_name = "SIZE", default_value = "64", value_parser = values::message_size)]
     pub size: (u64, u64),
 
     /// Messages in flight on each connection; datagrams: 64 at most
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = values::depth,
+    #[arg(help_heading = "Load", short, long, value_name = "N", default_value_t = 1, value_parser = values::depth,
           conflicts_with = "rate")]
     pub depth: u64,
 
     /// An open loop: R messages per second over all connections, on a schedule that does not wait for replies
-    #[arg(short, long, value_name = "R", value_parser = values::positive_rate)]
+    #[arg(help_heading = "Load", short, long, value_name = "R", value_parser = values::positive_rate)]
     pub rate: Option<f64>,
 
     /// How long to measure [default: 10s, or until all --messages have been sent]
-    #[arg(short = 't', long, value_name = "DUR", value_parser = values::positive_duration)]
+    #[arg(help_heading = "Start and stop", short = 't', long, value_name = "DUR", value_parser = values::positive_duration)]
     pub duration: Option<Duration>,
 
     /// Measure no more than N messages
-    #[arg(short = 'n', long, value_name = "N", value_parser = values::messages)]
+    #[arg(help_heading = "Start and stop", short = 'n', long, value_name = "N", value_parser = values::messages)]
     pub messages: Option<u64>,
 
     /// With all connections open, wait until TIME before any load: UTC, such as 2026-11-24T20:00:00Z. So that several
     /// generators begin together
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    #[arg(help_heading = "Start and stop", long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
     pub start_at: Option<SystemTime>,
 
     /// Load before that, which is not counted
-    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = values::duration)]
+    #[arg(help_heading = "Start and stop", long, value_name = "DUR", default_value = "1s", value_parser = values::duration)]
     pub warm_up: Duration,
 
     /// Look for the highest rate at which a criterion such as 'p99<5ms' holds: rates are doubled until it does not, and
     /// then bisected. A step holds if it shows so with a confidence of 95 %, and counts if two of three tries agree. --rate is
     /// where to begin [1000], --duration the length of each step [2s or more: as long as its percentile needs]
-    #[arg(long, value_name = "EXPR", conflicts_with_all = ["messages", "depth"])]
+    #[arg(help_heading = "Load", long, value_name = "EXPR", conflicts_with_all = ["messages", "depth"])]
     pub find_rate: Option<Criterion>,
 
     /// Close a connection after N messages, and open another
-    #[arg(long, value_name = "N", value_parser = values::messages)]
+    #[arg(help_heading = "Load", long, value_name = "N", value_parser = values::messages)]
     pub reconnect: Option<u64>,
 
     /// Local addresses to dial from, in turn, such as 127.0.0.1-127.0.0.9: for more connections than one address has
     /// ports
-    #[arg(long = "source", value_name = "IP[,IP...]")]
+    #[arg(help_heading = "Sockets", long = "source", value_name = "IP[,IP...]")]
     pub sources: Option<Sources>,
 
     /// Of a name's addresses take IPv4 ones only
-    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    #[arg(help_heading = "Sockets", short = '4', long, conflicts_with = "ipv6")]
     pub ipv4: bool,
 
     /// Of a name's addresses take IPv6 ones only
-    #[arg(short = '6', long)]
+    #[arg(help_heading = "Sockets", short = '6', long)]
     pub ipv6: bool,
 
     /// Share the connections out among all addresses of a name. By default all go to the first that accepts one; which it
     /// was, the report says
-    #[arg(long)]
+    #[arg(help_heading = "Sockets", long)]
     pub all_addresses: bool,
 
     /// A reply, or a connect, that takes longer is an error; a run without any connection for that long is over
-    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::positive_duration)]
+    #[arg(help_heading = "Start and stop", long, value_name = "DUR", default_value = "5s", value_parser = values::positive_duration)]
     pub timeout: Duration,
 
     /// What sizes and bytes are made from: the same seed makes the same
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::whole::<u64>(0..=u64::MAX))]
+    #[arg(help_heading = "Load", long, value_name = "N", default_value_t = 1, value_parser = values::whole::<u64>(0..=u64::MAX))]
     pub seed: u64,
 
     /// Before sleeping in the poll, spin for up to DUR, such as 50us: finer times, for a busy core
-    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
+    #[arg(help_heading = "Sockets", long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
     pub busy_poll: Duration,
 
     /// Watch the server's process, with its threads and its children (on this machine, on Linux): its processor time per
     /// message, its memory per connection
-    #[arg(long, value_name = "PID", value_parser = values::whole::<i32>(1..=i32::MAX as u64))]
+    #[arg(help_heading = "Output", long, value_name = "PID", value_parser = values::whole::<i32>(1..=i32::MAX as u64))]
     pub watch_pid: Option<i32>,
 
     /// Tell the servers behind one address apart by the line that each sends first (`serve --greeting`): replies and latency
     /// of each. A connection is open when that line has come
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub by_greeting: bool,
 
     /// What to call this run in reports; by default the address
-    #[arg(long, value_name = "TEXT")]
+    #[arg(help_heading = "Output", long, value_name = "TEXT")]
     pub name: Option<String>,
 }
 

@@ -41,81 +41,67 @@ const TRIES: u32 = 2;
 
 /// What is to be checked, and how.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "\
-Each promise is told as soon as it is judged. Exit codes: 0 if all that is required holds, 1 if not, or if there is \
-nothing to check, 2 for a mistake on the command line; 128 and its number after a signal.
-
-Profiles: rfc862 requires what RFC 862 says, and notes the rest. tutorial-1 is for a server of one message, tutorial-2 of \
-one connection until the word (bye), tutorial-3 of many connections. path is for an echo through a proxy: what proxies may \
-change is noted.
-
-Examples:
-  echoloop check                                        what listens on 127.0.0.1:7777
-  echoloop check udp:127.0.0.1:7                        datagrams
-  echoloop check --exec 'python3 server.py {port}'      starts it, checks it, ends it
-  echoloop check --only bytes,ends.half-close -v        some of it, with the conversation in hex and text
-  echoloop check --pid $(pidof server) --junit out.xml  its memory and processor too, and a file for CI")]
 pub struct Config {
     /// What to check: HOST:PORT or [IPV6]:PORT, udp:HOST:PORT, or unix:PATH [default: 127.0.0.1:7777; of --exec, its port]
     #[arg(value_name = "ADDR")]
     pub address: Option<Address>,
 
     /// Connections at once, where many are tried
-    #[arg(short, long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    #[arg(help_heading = "How", short, long, value_name = "N", default_value_t = 100, value_parser = values::whole::<u32>(2..=100_000))]
     pub connections: u32,
 
     /// The service closes a connection after a line equal to WORD: that is judged too
-    #[arg(long, value_name = "WORD", value_parser = values::word)]
+    #[arg(help_heading = "What is judged", long, value_name = "WORD", value_parser = values::word)]
     pub terminator: Option<String>,
 
     /// A set of promises for a purpose
-    #[arg(long, value_enum)]
+    #[arg(help_heading = "What is judged", long, value_enum)]
     pub profile: Option<Profile>,
 
     /// Judge these promises or groups alone, as in bytes,ends.half-close
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
+    #[arg(help_heading = "What is judged", long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
     pub only: Vec<String>,
 
     /// Leave these promises or groups out
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
+    #[arg(help_heading = "What is judged", long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
     pub skip: Vec<String>,
 
     /// Require these promises or groups; others that are broken are noted [default: all]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
+    #[arg(help_heading = "What is judged", long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
     pub require: Vec<String>,
 
     /// How long to wait for what must come; what does not come is tried again with twice as much
-    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = values::positive_duration)]
+    #[arg(help_heading = "How", long, value_name = "DUR", default_value = "1s", value_parser = values::positive_duration)]
     pub timeout: Duration,
 
     /// Judge for no longer than this; the rest is not judged, and that is no pass
-    #[arg(long, value_name = "DUR", default_value = "30s", value_parser = values::positive_duration)]
+    #[arg(help_heading = "How", long, value_name = "DUR", default_value = "30s", value_parser = values::positive_duration)]
     pub max_time: Duration,
 
     /// Look at the service's process and its children, too: its memory, its descriptors, its processor time. On this
     /// machine, on Linux
-    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(help_heading = "How", long, value_name = "PID", value_parser = values::whole::<i32>(1..=i32::MAX as u64))]
     pub pid: Option<i32>,
 
     /// Start the service with this command of the shell, in which {port} is a free port; wait until it listens, and end it
     /// afterwards. If it ends by itself it is started again
-    #[arg(long, value_name = "CMD", value_parser = command, conflicts_with = "pid")]
+    #[arg(help_heading = "How", long, value_name = "CMD", value_parser = command, conflicts_with = "pid")]
     pub exec: Option<String>,
 
     /// Write what was found to FILE as JSON (--schema); - is standard output
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
     /// Write what was found to FILE as JUnit's XML, for CI; - is standard output
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
 
     /// Print all promises, and check nothing
-    #[arg(long, exclusive = true)]
+    #[arg(help_heading = "Output", long, exclusive = true)]
     pub list: bool,
 
     /// Print the JSON Schema of --json, and check nothing
-    #[arg(long, exclusive = true)]
+    #[arg(help_heading = "Output", long, exclusive = true)]
     pub schema: bool,
 }
 

@@ -4,62 +4,94 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the options' documentation is their help, in plain text")]
 
+mod advice;
+mod environment;
+mod manual;
+
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::builder::FalseyValueParser;
+use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::bench::Criterion;
 use crate::bench::report::Outputs;
 use crate::logging::Format;
 use crate::{bench, check, connect, serve, stdio};
+use environment::Environment;
 
 /// An echo server on one event loop, for very many connections, a line client, and a load generator that tells the truth.
 ///
 /// What a peer sends comes back to it, byte for byte, until it closes its side.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
-#[command(after_help = "\
-Try it in two terminals:
-  echoloop serve                 echoes on 127.0.0.1:7777 until Ctrl-C
-  echoloop connect               lines you type go out, what comes back is printed
-  echoloop bench                 50 connections for 10 seconds, every byte verified
-
-`echoloop help serve` explains every option. Each option can also be given as a variable of the environment: \
-ECHOLOOP_IDLE_TIMEOUT=1m is --idle-timeout 1m, ECHOLOOP_PRINT=1 is --print; the command line wins.")]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 
     /// Log more: -v each connection, -vv every step of the event loop
-    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    #[arg(help_heading = "Logging", short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
 
     /// Log warnings and errors only
-    #[arg(short, long, global = true)]
+    #[arg(help_heading = "Logging", short, long, global = true)]
     quiet: bool,
 
     /// How the log is written
-    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    #[arg(help_heading = "Logging", long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: Format,
+
+    /// Print help: -h a page, --help the manual
+    #[arg(help_heading = "Help", short, long, global = true, action = ArgAction::Help)]
+    help: Option<bool>,
+
+    /// Print the version
+    #[arg(help_heading = "Help", short = 'V', long, global = true, action = ArgAction::Version)]
+    version: Option<bool>,
+
+    #[arg(skip)]
+    unknown_variables: Vec<String>,
 }
 
 impl Cli {
     /// The command line of this process, and its environment. Mistakes in them, and requests for help, end the process.
     pub fn from_command_line() -> Self {
-        let matches = with_environment(Cli::command()).try_get_matches().unwrap_or_else(|error| leave(&error));
-        let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| leave(&error));
-        if let Command::Bench(flags) = &cli.command
-            && let Err(text) = flags.check()
-        {
-            Cli::command().error(ErrorKind::ValueValidation, text).exit();
-        }
+        let environment = Environment::new(std::env::vars_os());
+        let mut line: Vec<OsString> = std::env::args_os().collect();
+        let parse = |line: &[OsString]| {
+            let command = manual::lay_out(environment.attach(Cli::command(), line), manual::width());
+            let cli = command.try_get_matches_from(line).and_then(|matches| Cli::from_arg_matches(&matches))?;
+            match cli.command.check() {
+                Ok(()) => Ok(cli),
+                Err(text) => Err(Cli::command().error(ErrorKind::ValueValidation, text)),
+            }
+        };
+        let parsed = parse(&line).or_else(|error| {
+            let joined = advice::join_negative_values(&Cli::command(), &line);
+            if joined == line {
+                return Err(error);
+            }
+            line.clone_from(&joined);
+            parse(&joined)
+        });
+        let mut cli = parsed.unwrap_or_else(|mut error| {
+            environment.name_variables(&mut error, &line);
+            advice::improve(&mut error, &Cli::command(), &line);
+            leave(&error)
+        });
+        cli.unknown_variables = environment.unknown(&Cli::command());
         cli
+    }
+
+    /// Variables of the environment that look like options, and are none.
+    pub fn unknown_variables(&self) -> &[String] {
+        &self.unknown_variables
     }
 
     /// How much to log: see [`crate::logging::init`].
@@ -88,24 +120,6 @@ fn leave(error: &clap::Error) -> ! {
     std::process::exit(error.exit_code());
 }
 
-/// The command, and every option of it also from a variable of the environment: `ECHOLOOP_`, and the option's name.
-fn with_environment(command: clap::Command) -> clap::Command {
-    let named = |arg: Arg| match arg.get_long() {
-        Some(long) if !["help", "version"].contains(&long) => {
-            let variable = format!("ECHOLOOP_{}", long.replace('-', "_").to_uppercase());
-            let arg = arg.env(variable).hide_env(true);
-            // A flag in the environment is on unless its value says no.
-            if matches!(arg.get_action(), ArgAction::SetTrue) {
-                arg.value_parser(FalseyValueParser::new())
-            } else {
-                arg
-            }
-        }
-        _ => arg,
-    };
-    command.mut_args(named).mut_subcommands(with_environment)
-}
-
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -128,11 +142,24 @@ pub enum Command {
     Man(Man),
 }
 
+impl Command {
+    /// Refuses options that mean nothing together.
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Command::Bench(flags) => flags.check(),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What there are manual pages about.
+const COMMANDS: [&str; 7] = ["serve", "connect", "bench", "report", "check", "completions", "man"];
+
 /// The options of `man`.
 #[derive(Debug, Args)]
 pub struct Man {
     /// The command that the page is about; without, the program
-    #[arg(value_name = "COMMAND")]
+    #[arg(value_name = "COMMAND", value_parser = PossibleValuesParser::new(COMMANDS))]
     about: Option<String>,
 
     /// Write the pages of the program and of all its commands into DIR instead
@@ -158,68 +185,48 @@ impl Man {
     ///
     /// If there is no such command, or the output cannot be written to.
     pub fn print(&self) -> anyhow::Result<()> {
-        let mut command = Cli::command().disable_help_subcommand(true);
-        command.build();
+        let mut program = Cli::command().disable_help_subcommand(true);
+        program.build();
         if let Some(directory) = &self.dir {
-            std::fs::create_dir_all(directory)
-                .and_then(|()| clap_mangen::generate_to(command, directory))
-                .with_context(|| format!("cannot write to {}", directory.display()))?;
+            let cannot = || format!("cannot write to {}", directory.display());
+            std::fs::create_dir_all(directory).with_context(cannot)?;
+            let pages =
+                program.get_subcommands().map(|command| (format!("echoloop-{}.1", command.get_name()), command));
+            for (file, command) in pages.chain([("echoloop.1".to_owned(), &program)]) {
+                std::fs::write(directory.join(file), manual::page(&program, command)).with_context(cannot)?;
+            }
             return Ok(());
         }
-        let command = match &self.about {
-            None => command,
-            Some(name) => {
-                command.find_subcommand(name).cloned().with_context(|| format!("there is no command {name:?}"))?
-            }
-        };
-        let mut text = Vec::new();
-        clap_mangen::Man::new(command).render(&mut text)?;
-        Ok(stdio::print(&text)?)
+        let command = self.about.as_ref().and_then(|name| program.find_subcommand(name)).unwrap_or(&program);
+        Ok(stdio::print(manual::page(&program, command))?)
     }
 }
 
 /// The options of `bench`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Closed loop (the usual): each connection has --depth messages in flight and sends the next one when a reply has \
-come. That finds what a server can do, and hides how it answers those who do not wait.
-Open loop (--rate): messages are due by a fixed schedule. The response time counts from when a message was due, the \
-service time from when it was sent; a server that stalls shows in the first.
-
-Exit codes: 0; 1 for wrong bytes, failed connections, replies that did not come in time, no reply or no connection at \
-all; 2 for a mistake on the command line; 3 if a --fail-if holds or had no data, the rate of --rate was not kept, or the \
-criterion of --find-rate held at no rate.
-
-Examples:
-  echoloop bench                                       50 connections, 64 bytes, 10 seconds
-  echoloop bench -c 1000 -d 32 -t 1m                   pipelining
-  echoloop bench -c 100 --rate 50000 --html run.html   an open loop, and a page to look at
-  echoloop bench --find-rate 'p99<5ms'                 how much can it take?
-  echoloop bench -c 10 --idle 10000 --watch-pid 4711   what do idle connections cost?
-  echoloop bench --fail-if 'p99>2ms' --fail-if 'rate<100000' -q   in CI")]
 pub struct Bench {
     #[command(flatten)]
     config: bench::Config,
 
     /// Exit 3 if this holds: 'p99>2ms', 'rate<100000', 'errors>0'. There are p50, p99.9 and the like, mean, max, rate,
     /// errors, mismatches, missed, lost and connections; with <, <=, > and >=. May be given several times
-    #[arg(long, value_name = "EXPR")]
+    #[arg(help_heading = "Output", long, value_name = "EXPR")]
     fail_if: Vec<Criterion>,
 
     /// Write the run to FILE, for `echoloop report`; - is standard output
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
     json: Option<PathBuf>,
 
     /// Write a page with charts to FILE
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
     html: Option<PathBuf>,
 
     /// Write the response times of each second to FILE, as an HdrHistogram interval log
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
     hdr: Option<PathBuf>,
 
     /// Write the distribution of response times to FILE, in milliseconds, as HdrHistogram's plotters read it
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
 }
 
@@ -251,10 +258,6 @@ impl Bench {
 
 /// The options of `report`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  echoloop report before.json after.json --html both.html     side by side, with ratios to the first
-  echoloop report --merge node-*.json --json all.json         one test, made by several machines")]
 pub struct Report {
     /// Runs, as `echoloop bench --json` wrote them; - is standard input. A file may hold several, among lines of a log
     #[arg(value_name = "FILE", required_unless_present = "schema")]
@@ -263,23 +266,23 @@ pub struct Report {
     /// Add up runs of one test that several processes or machines made at the same time. They are aligned by their times;
     /// counts are added, and so are histograms, which makes the percentiles right. A run that is there twice, and runs
     /// that never overlapped, are refused
-    #[arg(long)]
+    #[arg(help_heading = "Merging", long)]
     pub merge: bool,
 
     /// What to call the merged run; by default its runs are named
-    #[arg(long, value_name = "TEXT", requires = "merge")]
+    #[arg(help_heading = "Merging", long, value_name = "TEXT", requires = "merge")]
     pub name: Option<String>,
 
     /// Write the merged run to FILE
-    #[arg(long, value_name = "FILE", requires = "merge")]
+    #[arg(help_heading = "Output", long, value_name = "FILE", requires = "merge")]
     pub json: Option<PathBuf>,
 
     /// Write a page with charts of all runs to FILE
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 
     /// Print the JSON Schema of the files instead
-    #[arg(long, exclusive = true)]
+    #[arg(help_heading = "Output", long, exclusive = true)]
     pub schema: bool,
 }
 
@@ -294,18 +297,9 @@ mod tests {
     }
 
     #[test]
-    fn every_option_has_a_variable_of_its_own_and_no_other() {
-        fn check(command: &clap::Command) {
-            for arg in command.get_arguments() {
-                let expected = arg
-                    .get_long()
-                    .filter(|long| !["help", "version"].contains(long))
-                    .map(|long| format!("ECHOLOOP_{}", long.to_uppercase().replace('-', "_")));
-                assert_eq!(arg.get_env().map(|name| name.to_str().unwrap().to_owned()), expected, "{arg}");
-            }
-            command.get_subcommands().for_each(check);
-        }
-        check(&with_environment(Cli::command()));
+    fn manual_pages_are_about_all_commands() {
+        let program = Cli::command();
+        assert_eq!(program.get_subcommands().map(clap::Command::get_name).collect::<Vec<_>>(), COMMANDS);
     }
 
     #[test]

@@ -9,21 +9,6 @@ use crate::values;
 
 /// The options of `connect`.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-The end of the input closes the sending side; what is still to come back is waited for. So
-  echoloop connect < file > copy
-makes a copy of a file of any size.
-
-Exit codes: 0 if everything that was read came back; 1 if nobody listens, if the connection ends or --timeout passes \
-before everything has come back, or if standard output cannot be written; 2 for a mistake on the command line; 129, 130 \
-or 143 after SIGHUP, SIGINT or SIGTERM.
-
-Examples:
-  echoloop connect                                   type lines; Ctrl-D ends
-  echoloop connect example.net:7 < file | cmp - file   does everything come back as it was?
-  echo ping | echoloop connect --expect ping --timeout 1s   a health check
-  echoloop connect --expect SSH- localhost:22        a server that speaks first
-  echoloop connect --hex udp:127.0.0.1:7             what exactly is in the datagrams?")]
 pub struct Config {
     /// Whom to connect to: HOST:PORT or [IPV6]:PORT; udp:HOST:PORT sends each line as a datagram; or unix:PATH. Of a
     /// name with several addresses the first that answers is taken
@@ -32,29 +17,29 @@ pub struct Config {
 
     /// Send the words bare, without their newlines, each after the echo of the one before; a newline is printed after
     /// each echo
-    #[arg(long)]
+    #[arg(help_heading = "Input and output", long)]
     pub no_newline: bool,
 
     /// Leave after sending the line WORD and receiving its echo
-    #[arg(long, value_name = "WORD", value_parser = values::word)]
+    #[arg(help_heading = "Stop when", long, value_name = "WORD", value_parser = values::word)]
     pub terminator: Option<String>,
 
     /// Succeed as soon as TEXT has come back, and fail if the connection ends, or --timeout passes, before
-    #[arg(long, value_name = "TEXT", value_parser = values::expectation)]
+    #[arg(help_heading = "Stop when", long, value_name = "TEXT", value_parser = values::expectation)]
     pub expect: Option<String>,
 
     /// Print what comes back as a hex dump: the position, up to 16 bytes, and the same as text. Each piece that arrives
     /// begins a line
-    #[arg(long)]
+    #[arg(help_heading = "Input and output", long)]
     pub hex: bool,
 
     /// Fail when a reply is due and nothing has come for DUR, such as 500ms or 10s; over UDP, give a datagram up after
     /// that. By default wait as long as the connection lasts; with --expect 10s, over UDP 1s
-    #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
+    #[arg(help_heading = "Stop when", long, value_name = "DUR", value_parser = values::positive_duration)]
     pub timeout: Option<Duration>,
 
     /// Give up when there is no connection after DUR, in which the name is looked up and its addresses are tried
-    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = values::positive_duration)]
+    #[arg(help_heading = "Stop when", long, value_name = "DUR", default_value = "10s", value_parser = values::positive_duration)]
     pub connect_timeout: Duration,
 }
 

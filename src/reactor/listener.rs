@@ -29,27 +29,27 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct SocketOptions {
     /// Connections that the kernel keeps until they are accepted. A short backlog makes bursts of connects crawl: what
     /// does not fit is dropped, and tries again after a second
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N", default_value_t = SocketOptions::default().backlog,
+    #[cfg_attr(feature = "cli", arg(help_heading = "Sockets", long, value_name = "N", default_value_t = SocketOptions::default().backlog,
         value_parser = crate::values::whole::<u32>(1..=u32::MAX.into())))]
     pub backlog: u32,
 
     /// Receive buffer of each connection in the kernel, such as 64KiB (SO_RCVBUF); by default the kernel tunes it
-    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE", value_parser = crate::values::buffer_size))]
+    #[cfg_attr(feature = "cli", arg(help_heading = "Sockets", long, value_name = "SIZE", value_parser = crate::values::buffer_size))]
     pub recv_buffer: Option<usize>,
 
     /// Send buffer of each connection in the kernel (SO_SNDBUF); by default the kernel tunes it. A tiny one, 4KiB, makes
     /// partial sends visible at -vv
-    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE", value_parser = crate::values::buffer_size))]
+    #[cfg_attr(feature = "cli", arg(help_heading = "Sockets", long, value_name = "SIZE", value_parser = crate::values::buffer_size))]
     pub send_buffer: Option<usize>,
 
     /// Leave Nagle's algorithm on: small sends wait for the acknowledgement of earlier ones (RFC 896). By default
     /// TCP_NODELAY is set
-    #[cfg_attr(feature = "cli", arg(long))]
+    #[cfg_attr(feature = "cli", arg(help_heading = "Sockets", long))]
     pub nagle: bool,
 
     /// Let other processes listen on the same addresses; the kernel shares the connections out among them: one process
     /// per core, each on its own (SO_REUSEPORT)
-    #[cfg_attr(feature = "cli", arg(long))]
+    #[cfg_attr(feature = "cli", arg(help_heading = "Sockets", long))]
     pub reuse_port: bool,
 }
 

@@ -40,38 +40,38 @@ const FIRST_SAFE_PORT: u16 = 1024;
 pub struct AccessOptions {
     /// Let in only clients from one of these networks, such as 10.0.0.0/8, 2001:db8::/32 or a single address. May be
     /// given several times
-    #[arg(long, value_name = "CIDR", value_parser = values::network)]
+    #[arg(help_heading = "Access control", long, value_name = "CIDR", value_parser = values::network)]
     pub allow: Vec<IpNet>,
 
     /// Reject clients from one of these networks, whatever --allow says. May be given several times
-    #[arg(long, value_name = "CIDR", value_parser = values::network)]
+    #[arg(help_heading = "Access control", long, value_name = "CIDR", value_parser = values::network)]
     pub deny: Vec<IpNet>,
 
     /// Reject clients that already have N connections, by IPv4 address or IPv6 network: see --ipv6-prefix
-    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
+    #[arg(help_heading = "Access control", long, value_name = "N", value_parser = values::at_least_one)]
     pub max_per_source: Option<usize>,
 
     /// IPv6 addresses whose first BITS are the same count as one client, for --max-per-source and --datagram-rate: a host
     /// has a whole /64 to choose from
-    #[arg(long, value_name = "BITS", default_value_t = 64, value_parser = values::whole::<u8>(0..=128))]
+    #[arg(help_heading = "Access control", long, value_name = "BITS", default_value_t = 64, value_parser = values::whole::<u8>(0..=128))]
     pub ipv6_prefix: u8,
 
     /// Accept at most R connections in any second, and reject further ones
-    #[arg(long, value_name = "R", value_parser = values::per_second)]
+    #[arg(help_heading = "Access control", long, value_name = "R", value_parser = values::per_second)]
     pub accept_rate: Option<NonZeroU32>,
 
     /// Answer at most R datagrams in any second to one client
-    #[arg(long, value_name = "R", value_parser = values::per_second)]
+    #[arg(help_heading = "Access control", long, value_name = "R", value_parser = values::per_second)]
     pub datagram_rate: Option<NonZeroU32>,
 
     /// Each connection begins with a PROXY header, version 1 or 2, in which a balancer tells the client's address, for
     /// the log, --print and the limits. Without a proper one within 5s it is closed
-    #[arg(long)]
+    #[arg(help_heading = "Access control", long)]
     pub proxy_protocol: bool,
 
     /// Believe the PROXY header of clients from one of these networks, the balancers', and reject all others; over a unix:
     /// socket its permissions decide. Implies --proxy-protocol. May be given several times
-    #[arg(long, value_name = "CIDR", value_parser = values::network)]
+    #[arg(help_heading = "Access control", long, value_name = "CIDR", value_parser = values::network)]
     pub proxy_from: Vec<IpNet>,
 }
 

@@ -14,24 +14,6 @@ use crate::values;
 
 /// What a server is to do.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "\
-Signals: SIGINT, SIGTERM and SIGHUP stop accepting, send what is owed, close, log a summary and exit 0, all within \
---drain-timeout (and after --stop-delay); a second one, or one before it listens, ends at once (exit 130, 143 or 129). SIGINT and SIGHUP stay \
-ignored if they were (nohup).
-
-A message, for --terminator, --message-limit and --print, ends at LF or CRLF, or where the socket has been drained: so a word \
-sent without a newline is a message too. Without these bytes are not looked at.
-
-Examples:
-  echoloop serve                                  this machine only
-  echoloop serve 127.0.0.1:7 udp:127.0.0.1:7 unix:/run/echo.sock   all kinds of sockets
-  echoloop serve --http 9090                      and a live page of the loop at http://127.0.0.1:9090/
-  echoloop serve 0.0.0.0:7777 '[::]:7777'         everybody, IPv4 and IPv6
-  echoloop serve --once                           one connection, one message
-  echoloop serve --accept-limit 1 --terminator bye   one connection, until it says bye
-  echoloop serve --terminator bye --print         anybody, each until it says bye
-  echoloop serve --fault delay=exp:20ms --fault reset-after=1MiB@5%   to test clients with
-  echoloop serve -vv --send-buffer 4KiB           watch partial sends being resumed")]
 pub struct Config {
     /// Where to listen: HOST:PORT or [IPV6]:PORT, with udp: before it for datagrams, or unix:PATH for a socket file
     /// (unix:@NAME is an abstract name, on Linux). Port 0 takes a free one; a name means all its addresses that this
@@ -40,57 +22,57 @@ pub struct Config {
     pub addresses: Vec<Address>,
 
     /// Close a connection after echoing a message equal to WORD
-    #[arg(long, value_name = "WORD", value_parser = values::word)]
+    #[arg(help_heading = "Stop when", long, value_name = "WORD", value_parser = values::word)]
     pub terminator: Option<String>,
 
     /// Close a connection after echoing N messages; the rest of what was read with the last one is not echoed
-    #[arg(long, value_name = "N", value_parser = values::messages)]
+    #[arg(help_heading = "Stop when", long, value_name = "N", value_parser = values::messages)]
     pub message_limit: Option<u64>,
 
     /// Stop listening after N connections, and exit 0 when the last has closed
-    #[arg(long, value_name = "N", value_parser = values::messages)]
+    #[arg(help_heading = "Stop when", long, value_name = "N", value_parser = values::messages)]
     pub accept_limit: Option<u64>,
 
     /// One connection, one message: --accept-limit 1 --message-limit 1
-    #[arg(long, conflicts_with_all = ["accept_limit", "message_limit"])]
+    #[arg(help_heading = "Stop when", long, conflicts_with_all = ["accept_limit", "message_limit"])]
     pub once: bool,
 
     /// Print each message with its peer's address on standard output. Control characters and bytes that are not UTF-8 are
     /// escaped; a line that ends in a single \ is continued. What a slow reader leaves unread is left out, beyond 2 MiB
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub print: bool,
 
     /// Serve at most N connections at once; further connections wait in the backlog until there is room. By default what
     /// the limit on open files allows, after it has been raised as far as it goes
-    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
+    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = values::at_least_one)]
     pub max_connections: Option<usize>,
 
     /// Close connections on which nothing moved in either direction for DUR, such as 30s or 5m. Bytes that a slow reader
     /// takes count; a peer that takes nothing of what waits for it is stalled, and closed too
-    #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
+    #[arg(help_heading = "Limits", long, value_name = "DUR", value_parser = values::positive_duration)]
     pub idle_timeout: Option<Duration>,
 
     /// Go on accepting and serving for DUR after the first signal, while /readyz says 503 already: a balancer or Kubernetes
     /// has time to send nobody here any more
-    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
+    #[arg(help_heading = "Stop when", long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
     pub stop_delay: Duration,
 
     /// How long a stop may take to send what is owed, after the stop delay
-    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = values::duration)]
+    #[arg(help_heading = "Stop when", long, value_name = "DUR", default_value = "5s", value_parser = values::duration)]
     pub drain_timeout: Duration,
 
     /// Before sleeping in the poll, spin for up to DUR, such as 50us: lower latency, for a busy core. Only while events
     /// come as close as that
-    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
+    #[arg(help_heading = "Sockets", long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
     pub busy_poll: Duration,
 
     /// Log counters every DUR
-    #[arg(long, value_name = "DUR", value_parser = values::positive_duration)]
+    #[arg(help_heading = "Output", long, value_name = "DUR", value_parser = values::positive_duration)]
     pub stats_interval: Option<Duration>,
 
     /// Answer over HTTP: / is a live page of the event loop, /metrics for Prometheus, /healthz for health checks. A port
     /// alone is on 127.0.0.1; anybody who can connect can look. May be given several times
-    #[arg(long, value_name = "ADDR", value_parser = http_address)]
+    #[arg(help_heading = "Output", long, value_name = "ADDR", value_parser = http_address)]
     pub http: Vec<Address>,
 
     /// The sockets' options.

@@ -41,15 +41,16 @@ pub struct FaultOptions {
     /// side); drop=0.01, corrupt=, duplicate=, swap= (of the datagrams, or of what the reads of a stream brought, such a
     /// part); translate=crlf, telnet, utf8, nul (as text, a terminal, a string would); banner=TEXT; accept-delay=100ms
     /// (between two accepts); no-accept; freeze=1s/10s (the whole loop, each 10s for 1s)
-    #[arg(long, value_name = "SPEC[@SHARE]")]
+    #[arg(help_heading = "To test clients with", long, value_name = "SPEC[@SHARE]")]
     pub fault: Vec<Fault>,
 
     /// What the faults are drawn from: the same seed, the same faults
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(help_heading = "To test clients with", long, value_name = "N", default_value_t = 1,
+          value_parser = values::whole::<u64>(0..=u64::MAX))]
     pub fault_seed: u64,
 
     /// Send this line to each connection first, to tell who answered: {host}, {port}, {pid} and {env:NAME} are filled in
-    #[arg(long, value_name = "TEMPLATE")]
+    #[arg(help_heading = "To test clients with", long, value_name = "TEMPLATE")]
     pub greeting: Option<Greeting>,
 }
 
