@@ -177,7 +177,8 @@ fn backends_of_merged_runs_are_added() {
     thread::scope(|scope| {
         for name in ["one", "two"] {
             let flags = format!("-t 1s --rate 100 -c 2 --warm-up 0s --by-greeting --name {name} --json {}", path(name));
-            scope.spawn(move || assert_eq!(bench(balancer, &flags).status.code(), Some(0)));
+            // A busy machine may not keep the rate.
+            scope.spawn(move || assert!(matches!(bench(balancer, &flags).status.code(), Some(0 | 3))));
         }
     });
     let (json, page) = (path("sum"), path("page.html"));

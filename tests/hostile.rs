@@ -264,7 +264,8 @@ fn a_gigabyte_without_a_newline_is_one_message_and_takes_no_memory() {
 
 #[test]
 fn a_stop_under_load_loses_no_byte_that_was_read() {
-    let bytes = Arc::new(noise(6, 64 * MIB));
+    // So much that few are through at the stop, and the rest is thrown away before a lingering close has its end.
+    let bytes = Arc::new(noise(6, 16 * MIB));
     for round in 0..5 {
         let mut server = Server::start(&[]);
         let peers: Vec<_> = (0..20)
