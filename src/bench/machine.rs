@@ -1,21 +1,20 @@
 //! What the driver needs of the machine it runs on: sockets, a poll, signals.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use mio::Token;
-use mio::net::UdpSocket;
 
 use super::config::Config;
 use super::dial::{self, Route};
-use super::load::{MAX_DATAGRAM, NUMBER, Port};
+use super::load::{MAX_DATAGRAM, NUMBER};
 use crate::count::counted;
 use crate::limits;
 use crate::reactor::address::Endpoint;
 use crate::reactor::socket::Socket;
-use crate::reactor::{Poller, Readiness, Settings, Stream};
+use crate::reactor::{DatagramSocket, Poller, Readiness, Settings, Stream, UdpPort};
 use crate::signals::{self, Request, StopSignals};
 
 /// The most datagrams in flight on each socket in a closed loop. More would not find room where they are received, and be
@@ -25,7 +24,7 @@ const MAX_DATAGRAMS: u64 = 64;
 /// The world as the driver sees it.
 pub(super) trait World {
     type Stream: Stream;
-    type Port: Port;
+    type Port: DatagramSocket;
 
     /// How reactors behave in it, sizes apart.
     fn settings() -> Settings {
@@ -38,8 +37,8 @@ pub(super) trait World {
     /// Begins to open a connection for a slot, with `token` in the poll.
     fn dial(&mut self, index: u32, token: Token) -> io::Result<Self::Stream>;
 
-    /// Opens a socket for a slot's datagrams, with `token` in the poll.
-    fn bind(&mut self, index: u32, token: Token) -> io::Result<Self::Port>;
+    /// Opens a socket for a slot's datagrams, with `token` in the poll. Returns where they go, too.
+    fn bind(&mut self, index: u32, token: Token) -> io::Result<(Self::Port, SocketAddr)>;
 
     /// Why a slot's socket could not be opened, in words.
     fn explain(&self, _index: u32, error: &io::Error) -> String {
@@ -128,7 +127,7 @@ impl Drop for Machine {
 
 impl World for Machine {
     type Stream = Socket;
-    type Port = UdpSocket;
+    type Port = UdpPort;
 
     fn clock() -> fn() -> Instant {
         Instant::now
@@ -147,15 +146,14 @@ impl World for Machine {
         Ok(stream)
     }
 
-    fn bind(&mut self, index: u32, token: Token) -> io::Result<UdpSocket> {
+    fn bind(&mut self, index: u32, token: Token) -> io::Result<(UdpPort, SocketAddr)> {
         self.dialled += 1;
         let (route, number) = self.route(index);
-        let (Endpoint::Udp(address) | Endpoint::Tcp(address)) = &route.target else {
+        let (Endpoint::Udp(target) | Endpoint::Tcp(target)) = route.target else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        let mut socket = connect_udp(*address, route.sources.nth(number))?;
-        self.poller.registry().register(&mut socket, token, Poller::interest())?;
-        Ok(socket)
+        let socket = UdpPort::connect(target, route.sources.nth(number), self.poller.registry(), token)?;
+        Ok((socket, target))
     }
 
     fn explain(&self, index: u32, error: &io::Error) -> String {
@@ -184,18 +182,6 @@ impl World for Machine {
         }
         Ok((now, request))
     }
-}
-
-/// A UDP socket that is connected to `target` from `source`.
-fn connect_udp(target: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
-    let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let socket = UdpSocket::bind(SocketAddr::new(source.unwrap_or(any), 0))?;
-    socket.connect(target)?;
-    // The system may have given the socket the very port that it is to send to. Nobody listens there then.
-    if socket.local_addr()? == target {
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    Ok(socket)
 }
 
 /// Makes sure that what is asked for can be had of this kind of target.

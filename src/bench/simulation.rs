@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind as Io, Read, Write};
+use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -18,13 +19,13 @@ use mio::Token;
 use super::clock::{Nanos, nanos};
 use super::driver::{Driver, Outcome, Pace};
 use super::latency::{PERCENTILES, Quantile};
-use super::load::Port;
 use super::machine::World;
 use super::payload::Sizes;
 use super::progress::Progress;
 use super::summary::{Cut, ErrorKind, Limit};
 use super::{Config, assemble, open, verdict};
 use crate::cli::{Cli, Command};
+use crate::reactor::scripted::ScriptedPort;
 use crate::reactor::{Readiness, Stream};
 use crate::signals::Request;
 
@@ -329,24 +330,11 @@ impl Drop for Socket {
     }
 }
 
-/// There are no datagrams here.
-struct NoPort;
-
-impl Port for NoPort {
-    fn send(&mut self, _: &[u8]) -> io::Result<()> {
-        Err(Io::Unsupported.into())
-    }
-
-    fn receive(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(Io::Unsupported.into())
-    }
-}
-
 struct Simulated(Rc<RefCell<Net>>);
 
 impl World for Simulated {
     type Stream = Socket;
-    type Port = NoPort;
+    type Port = ScriptedPort;
 
     fn clock() -> fn() -> Instant {
         read_clock
@@ -381,7 +369,8 @@ impl World for Simulated {
         Ok(Socket { wire, net: self.0.clone() })
     }
 
-    fn bind(&mut self, _: u32, _: Token) -> io::Result<NoPort> {
+    fn bind(&mut self, _: u32, _: Token) -> io::Result<(ScriptedPort, SocketAddr)> {
+        // There are no datagrams here.
         Err(Io::Unsupported.into())
     }
 

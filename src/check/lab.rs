@@ -182,7 +182,7 @@ impl DatagramProtocol<UdpPort> for Catcher {
         self.caught.push((outlet.token(), *envelope, bytes.to_vec()));
     }
 
-    fn failed(&mut self, _: &mut Outlet<'_, UdpPort>, error: &io::Error) {
+    fn failed(&mut self, _: &mut Outlet<'_, UdpPort>, error: io::Error) {
         self.error = Some(error.to_string());
     }
 }

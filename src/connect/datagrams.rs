@@ -1,7 +1,8 @@
 //! The line client over UDP: each line is a datagram, and what comes back is printed as it arrives.
 //!
-//! Datagrams may be lost without notice. So only a few are in flight at a time, and those that have not come back
-//! when nothing has come for a while are given up, and counted.
+//! It is a protocol on the one loop for [datagrams](crate::reactor::datagrams). Datagrams may be lost without notice.
+//! So only a few are in flight at a time, and those that have not come back when nothing has come for a while are given
+//! up, and counted.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -10,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use mio::Token;
-use mio::net::UdpSocket;
 use rustix::io::Errno;
 
 use super::console::Console;
@@ -18,19 +18,14 @@ use super::input::{Input, Item, without_newline};
 use super::race::Failures;
 use super::{Config, PROMPT, unexpected};
 use crate::count::counted;
-use crate::reactor::Poller;
 use crate::reactor::address::Endpoint;
-
-const SOCKET: Token = Token(0);
+use crate::reactor::{DatagramProtocol, DatagramSocket, Datagrams, Envelope, Outlet, Sent, Source, UdpPort};
 
 /// Datagrams that may be on their way.
 const WINDOW: usize = 16;
 
 /// How long nothing may come until those that are in flight are given up, by default.
 const TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The longest datagram (RFC 768).
-const LONGEST: usize = 65_535;
 
 /// Runs until everything has been sent and has come back, or is lost.
 ///
@@ -65,13 +60,35 @@ pub(super) fn run(config: &Config, console: &mut Console, addresses: Vec<SocketA
     unexpected(config)
 }
 
+/// What has come in a turn, and is to be printed after it.
+#[derive(Default)]
+struct Reception {
+    datagrams: Vec<Vec<u8>>,
+    /// The address does not take datagrams. What follows in this turn comes from an address that is given up.
+    failure: Option<io::Error>,
+}
+
+impl<D: DatagramSocket> DatagramProtocol<D> for Reception {
+    fn received(&mut self, _: &mut Outlet<'_, D>, _: &Envelope, bytes: &[u8]) {
+        if self.failure.is_none() {
+            self.datagrams.push(bytes.to_vec());
+        }
+    }
+
+    fn failed(&mut self, _: &mut Outlet<'_, D>, error: io::Error) {
+        self.failure.get_or_insert(error);
+    }
+}
+
 struct Client<'a> {
     config: &'a Config,
-    socket: UdpSocket,
+    datagrams: Datagrams<UdpPort, Reception>,
+    /// The one socket, and where it sends to.
+    token: Token,
+    to: Envelope,
     /// Addresses of the name that have not been tried.
     others: VecDeque<SocketAddr>,
     failures: Failures,
-    buffer: Box<[u8]>,
     /// Lines that are to be sent before the input's next one.
     lines: VecDeque<Vec<u8>>,
     /// No line will follow.
@@ -84,8 +101,7 @@ struct Client<'a> {
     /// When the last datagram went or came.
     moved_at: Instant,
     now: Instant,
-    /// The socket may have something to read, and may take something: see the events that it is registered for.
-    readable: bool,
+    /// The socket may take something.
     writable: bool,
 }
 
@@ -93,8 +109,9 @@ impl<'a> Client<'a> {
     fn start(config: &'a Config, console: &mut Console, addresses: Vec<SocketAddr>) -> anyhow::Result<Self> {
         let mut others = VecDeque::from(addresses);
         let mut failures = Failures::default();
-        let socket =
-            next_socket(console, &mut others, &mut failures).ok_or_else(|| failures.explain(&config.address))?;
+        let mut datagrams = Datagrams::new(Reception::default(), 0);
+        let next = next_socket(console, &mut datagrams, &mut others, &mut failures);
+        let (token, to) = next.ok_or_else(|| failures.explain(&config.address))?;
         if console.interactive {
             let text = format!("sending datagrams to {}; {}\n", config.address, super::how_to_end(config));
             console.screen.say(&text);
@@ -102,10 +119,11 @@ impl<'a> Client<'a> {
         let now = Instant::now();
         Ok(Client {
             config,
-            socket,
+            datagrams,
+            token,
+            to,
             others,
             failures,
-            buffer: vec![0; LONGEST].into_boxed_slice(),
             lines: VecDeque::new(),
             ended: false,
             input_failure: None,
@@ -114,7 +132,6 @@ impl<'a> Client<'a> {
             lost: 0,
             moved_at: now,
             now,
-            readable: true,
             writable: true,
         })
     }
@@ -133,7 +150,7 @@ impl<'a> Client<'a> {
     fn turn(&mut self, now: Instant, input: &mut Input, console: &mut Console) -> anyhow::Result<()> {
         self.now = now;
         for readiness in &console.ready {
-            self.readable |= readiness.readable;
+            self.datagrams.note(*readiness);
             self.writable |= readiness.writable;
         }
         self.receive(console)?;
@@ -153,7 +170,7 @@ impl<'a> Client<'a> {
     /// How long nothing can be done unless something happens.
     fn sleep(&self, input: &Input, console: &Console) -> Option<Duration> {
         let sends = self.writable && self.away.len() < WINDOW && (!self.lines.is_empty() || self.takes_input(input));
-        let receives = self.readable && !console.screen.is_full();
+        let receives = !console.screen.is_full() && self.may_receive();
         if sends || receives || self.is_prompt_due(input, console) {
             return Some(Duration::ZERO);
         }
@@ -173,38 +190,39 @@ impl<'a> Client<'a> {
         !self.ended && input.peek().is_some()
     }
 
-    /// Prints what has come.
+    /// Whether there may be datagrams to receive.
+    fn may_receive(&self) -> bool {
+        self.datagrams.sleep(self.now) == Some(Duration::ZERO)
+    }
+
+    /// Prints what has come, unless the screen is full: then it waits in the socket, and what finds no room there is lost.
     fn receive(&mut self, console: &mut Console) -> anyhow::Result<()> {
-        for _ in 0..WINDOW {
-            if !self.readable {
-                break;
-            }
-            if console.screen.is_full() {
+        if console.screen.is_full() {
+            if self.may_receive() {
                 self.moved_at = self.now; // it is our reader who is slow
-                break;
             }
-            match self.socket.recv(&mut self.buffer) {
-                Ok(length) => {
-                    console.screen.cut();
-                    console.screen.received(&self.buffer[..length]);
-                    if self.config.no_newline {
-                        console.screen.newline();
-                    }
-                    // One that comes twice, or is no echo, is none of another.
-                    let echo = &self.buffer[..length];
-                    if let Some(at) = self.away.iter().position(|away| away == echo) {
-                        self.away.remove(at);
-                    }
-                    self.moved_at = self.now;
-                    // This address answers: it is the one.
-                    self.others.clear();
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => self.turn_away(error, console)?,
-            }
+            return Ok(());
         }
-        Ok(())
+        self.datagrams.turn(self.now);
+        let reception = self.datagrams.protocol_mut();
+        for datagram in reception.datagrams.drain(..) {
+            console.screen.cut();
+            console.screen.received(&datagram);
+            if self.config.no_newline {
+                console.screen.newline();
+            }
+            // One that comes twice, or is no echo, is none of another.
+            if let Some(at) = self.away.iter().position(|away| *away == datagram) {
+                self.away.remove(at);
+            }
+            self.moved_at = self.now;
+            // This address answers: it is the one.
+            self.others.clear();
+        }
+        match reception.failure.take() {
+            Some(error) => self.turn_away(error, console),
+            None => Ok(()),
+        }
     }
 
     /// Sends lines, as far as there are some and the window allows.
@@ -215,16 +233,17 @@ impl<'a> Client<'a> {
                 self.lines.extend(line);
             }
             let Some(line) = self.lines.front() else { return Ok(()) };
-            match self.socket.send(line) {
-                Ok(_) => {
+            match self.datagrams.with(self.token, |_, outlet| outlet.send(line, &self.to)) {
+                Some(Sent::Taken) => {
                     self.prompted = false;
                     self.moved_at = self.now;
                     self.away.extend(self.lines.pop_front());
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.raw_os_error() == Some(Errno::MSGSIZE.raw_os_error()) => bail!(too_long()),
-                Err(error) => self.turn_away(error, console)?,
+                Some(Sent::NoRoom) | None => self.writable = false,
+                Some(Sent::Failed(error)) if error.raw_os_error() == Some(Errno::MSGSIZE.raw_os_error()) => {
+                    bail!(too_long())
+                }
+                Some(Sent::Failed(error)) => self.turn_away(error, console)?,
             }
         }
         Ok(())
@@ -248,13 +267,12 @@ impl<'a> Client<'a> {
     /// This address does not take datagrams: nobody listens there, as its kernel has said (udp(7), on errors of earlier
     /// datagrams), there is no route, or nothing has ever come from there. The name's next one gets what was sent in vain.
     fn turn_away(&mut self, error: io::Error, console: &mut Console) -> anyhow::Result<()> {
-        let endpoint = Endpoint::Udp(self.socket.peer_addr()?);
-        self.failures.0.push((endpoint, error));
-        let Some(socket) = next_socket(console, &mut self.others, &mut self.failures) else {
-            bail!(self.failures.explain(&self.config.address));
-        };
-        self.socket = socket;
-        (self.readable, self.writable, self.moved_at) = (true, true, self.now);
+        self.failures.0.push((Endpoint::Udp(self.to.from), error));
+        self.datagrams.remove(self.token);
+        let next = next_socket(console, &mut self.datagrams, &mut self.others, &mut self.failures);
+        let Some((token, to)) = next else { bail!(self.failures.explain(&self.config.address)) };
+        (self.token, self.to) = (token, to);
+        (self.writable, self.moved_at) = (true, self.now);
         for line in self.away.drain(..).rev() {
             self.lines.push_front(line);
         }
@@ -279,32 +297,17 @@ fn too_long() -> String {
 }
 
 /// A socket for the first of `addresses` that there is a way to.
-fn next_socket(console: &Console, addresses: &mut VecDeque<SocketAddr>, failures: &mut Failures) -> Option<UdpSocket> {
+fn next_socket(
+    console: &Console,
+    datagrams: &mut Datagrams<UdpPort, Reception>,
+    addresses: &mut VecDeque<SocketAddr>,
+    failures: &mut Failures,
+) -> Option<(Token, Envelope)> {
     while let Some(address) = addresses.pop_front() {
-        let opened = open(address).and_then(|mut socket| {
-            console.registry().register(&mut socket, SOCKET, Poller::interest())?;
-            Ok(socket)
-        });
-        match opened {
-            Ok(socket) => return Some(socket),
+        match datagrams.add(|token| UdpPort::connect(address, None, console.registry(), token)) {
+            Ok(token) => return Some((token, Envelope::from(address))),
             Err(error) => failures.0.push((Endpoint::Udp(address), error)),
         }
     }
     None
-}
-
-fn open(address: SocketAddr) -> io::Result<UdpSocket> {
-    let any: SocketAddr = if address.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
-    let connected = || {
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(address)?;
-        io::Result::Ok(socket)
-    };
-    let socket = connected()?;
-    if socket.local_addr()? != address {
-        return Ok(socket);
-    }
-    // The port that we got is the one that is asked: nobody listens, and we would answer ourselves. While it is open, we
-    // get another, if there is one.
-    connected().map_err(|_| ErrorKind::ConnectionRefused.into())
 }

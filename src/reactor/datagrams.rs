@@ -67,11 +67,12 @@ pub trait DatagramProtocol<D: DatagramSocket>: Sized {
     /// A datagram has come.
     fn received(&mut self, outlet: &mut Outlet<'_, D>, envelope: &Envelope, bytes: &[u8]);
 
-    /// The socket may take datagrams again, or for the first time.
-    fn writable(&mut self, _outlet: &mut Outlet<'_, D>) {}
+    /// The socket's turn is over: what had come has been received, as far as its budget goes, and there may be room to
+    /// send again.
+    fn turn_ended(&mut self, _outlet: &mut Outlet<'_, D>) {}
 
     /// A receive failed, perhaps for what was sent earlier.
-    fn failed(&mut self, _outlet: &mut Outlet<'_, D>, _error: &io::Error) {}
+    fn failed(&mut self, _outlet: &mut Outlet<'_, D>, _error: io::Error) {}
 }
 
 /// What became of a datagram that was to be sent.
@@ -79,7 +80,7 @@ pub trait DatagramProtocol<D: DatagramSocket>: Sized {
 pub enum Sent {
     /// The kernel took it.
     Taken,
-    /// There was no room: it was dropped, and [`writable`](DatagramProtocol::writable) is called when there is.
+    /// There was no room: it was dropped. [`turn_ended`](DatagramProtocol::turn_ended) is called when there is.
     NoRoom,
     /// The kernel refused it, as when there is no route.
     Failed(io::Error),
@@ -111,6 +112,7 @@ pub struct Outlet<'a, D> {
     socket: &'a mut D,
     token: Token,
     now: Instant,
+    wants_turn: &'a mut bool,
     counters: &'a mut DatagramCounters,
 }
 
@@ -134,6 +136,12 @@ impl<D: DatagramSocket> Outlet<'_, D> {
         }
     }
 
+    /// Has the socket get another turn, and [`turn_ended`](DatagramProtocol::turn_ended) be called, without waiting for an
+    /// event: there is more to send than is good for the others.
+    pub fn go_on(&mut self) {
+        *self.wants_turn = true;
+    }
+
     /// The socket's token.
     pub fn token(&self) -> Token {
         self.token
@@ -154,8 +162,8 @@ struct Port<D> {
     socket: D,
     /// Its last receive did not say WouldBlock, so there may be datagrams that no edge will announce.
     readable: bool,
-    /// It became writable, and its protocol was not told yet.
-    writable: bool,
+    /// It became writable, or its protocol has more to do, and it has had no turn since.
+    wants_turn: bool,
     /// Its key is in the ready queue.
     queued: bool,
     pause: Pause,
@@ -214,7 +222,7 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
         entry.insert(Port {
             socket,
             readable: true,
-            writable: false,
+            wants_turn: false,
             queued: false,
             pause: Pause::default(),
             remaining: None,
@@ -231,8 +239,11 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
     /// Lets the protocol act on one socket outside of an event. Returns whether the socket was there.
     pub fn with<R>(&mut self, token: Token, act: impl FnOnce(&mut P, &mut Outlet<'_, D>) -> R) -> Option<R> {
         let port = self.ports.get_mut(self.key(token))?;
-        let mut outlet = Outlet { socket: &mut port.socket, token, now: self.now, counters: &mut self.counters };
-        Some(act(&mut self.protocol, &mut outlet))
+        let (now, counters, wants_turn) = (self.now, &mut self.counters, &mut port.wants_turn);
+        let mut outlet = Outlet { socket: &mut port.socket, token, now, wants_turn, counters };
+        let done = act(&mut self.protocol, &mut outlet);
+        self.queue(self.key(token));
+        Some(done)
     }
 
     /// Receives what has come so far, and then drops each socket. More may come all the time, so no more are received than
@@ -279,7 +290,7 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
 
     fn queue(&mut self, key: usize) {
         let port = &mut self.ports[key];
-        if !port.queued && (port.may_receive() || port.writable) {
+        if !port.queued && (port.may_receive() || port.wants_turn) {
             port.queued = true;
             self.ready.push(key as u32);
         }
@@ -288,12 +299,10 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
     /// Makes the steps that one socket can make now, within its budget.
     fn serve(&mut self, key: usize) {
         let Some(port) = self.ports.get_mut(key) else { return };
-        port.queued = false;
+        (port.queued, port.wants_turn) = (false, false);
         let token = Token(self.first_token + key);
-        let mut outlet = Outlet { socket: &mut port.socket, token, now: self.now, counters: &mut self.counters };
-        if std::mem::take(&mut port.writable) {
-            self.protocol.writable(&mut outlet);
-        }
+        let (now, counters, wants_turn) = (self.now, &mut self.counters, &mut port.wants_turn);
+        let mut outlet = Outlet { socket: &mut port.socket, token, now, wants_turn, counters };
         for _ in 0..DATAGRAM_BUDGET {
             if !port.readable || port.pause.until().is_some() || port.remaining == Some(0) {
                 break;
@@ -314,16 +323,17 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
                 Err(error) => {
                     trace!("token {}: receiving datagrams: {error}", token.0);
                     outlet.counters.receive_errors += 1;
-                    self.protocol.failed(&mut outlet, &error);
                     if port.pause.is_persistent() {
                         port.pause.begin(self.now);
                         let tell = || format!("receiving datagrams pauses: {error}; it is tried again soon");
                         port.pause.begin_episode(self.now, tell);
                         self.paused.push(key as u32);
                     }
+                    self.protocol.failed(&mut outlet, error);
                 }
             }
         }
+        self.protocol.turn_ended(&mut outlet);
         if port.remaining.is_some_and(|remaining| remaining == 0 || !port.readable) {
             self.ports.remove(key);
             return;
@@ -351,8 +361,9 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Source for Datagrams<D, P> {
     fn note(&mut self, readiness: Readiness) {
         let key = self.key(readiness.token);
         if let Some(port) = self.ports.get_mut(key) {
-            port.readable |= readiness.readable | readiness.read_closed;
-            port.writable |= readiness.writable;
+            // Whatever it reports: what a send has asked for may have come by now, and to look costs less than another wait.
+            port.readable = true;
+            port.wants_turn |= readiness.writable;
             self.queue(key);
         }
     }

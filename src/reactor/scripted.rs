@@ -295,7 +295,8 @@ pub(crate) struct Post {
     pub arriving: VecDeque<io::Result<(Vec<u8>, SocketAddr)>>,
     /// An error that every receive says.
     pub fails: Option<Errno>,
-    pub answers: VecDeque<ErrorKind>,
+    /// What the next sends say; after that, all are taken.
+    pub answers: VecDeque<Result<(), ErrorKind>>,
     pub sent: Vec<(Vec<u8>, SocketAddr)>,
     pub receives: usize,
 }
@@ -335,8 +336,8 @@ impl DatagramSocket for ScriptedPort {
 
     fn send(&mut self, bytes: &[u8], envelope: &Envelope) -> io::Result<()> {
         let mut post = self.0.borrow_mut();
-        if let Some(error) = post.answers.pop_front() {
-            return Err(error.into());
+        if let Some(answer) = post.answers.pop_front() {
+            answer?;
         }
         post.sent.push((bytes.to_vec(), envelope.from));
         Ok(())

@@ -77,8 +77,17 @@ impl UdpPort {
     /// What the kernel reports, as when there is no route.
     pub fn connect(target: SocketAddr, source: Option<IpAddr>, registry: &Registry, token: Token) -> io::Result<Self> {
         let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-        let mut socket = UdpSocket::bind(SocketAddr::new(source.unwrap_or(any), 0))?;
-        socket.connect(target)?;
+        let connected = || {
+            let socket = UdpSocket::bind(SocketAddr::new(source.unwrap_or(any), 0))?;
+            socket.connect(target)?;
+            io::Result::Ok(socket)
+        };
+        let mut socket = connected()?;
+        if socket.local_addr()? == target {
+            // The kernel gave it the very port that it is to send to: nobody listens there, and it would answer itself.
+            // While it is open, the kernel gives another one, if there is one.
+            socket = connected().map_err(|_| ErrorKind::ConnectionRefused)?;
+        }
         registry.register(&mut socket, token, Poller::interest())?;
         Ok(UdpPort {
             socket,

@@ -107,7 +107,7 @@ mod tests {
         world.port.0.borrow_mut().arriving.push_back(Err(ErrorKind::Interrupted.into()));
         world.port.arrive(&[(b"c", 5000), (b"d", 5000)]);
         let answers = [ErrorKind::WouldBlock, ErrorKind::Interrupted, ErrorKind::NetworkUnreachable];
-        world.port.0.borrow_mut().answers.extend(answers);
+        world.port.0.borrow_mut().answers.extend(answers.map(Err));
         world.wake();
         assert_eq!(world.port.sent(), [(b"c".to_vec(), 5000), (b"d".to_vec(), 5000)]);
         let DatagramCounters { received, sent, dropped, failed, receive_errors, .. } = *world.datagrams.counters();

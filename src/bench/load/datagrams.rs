@@ -4,14 +4,15 @@
 //! in time is lost, and counted. The contents are verified as everything is.
 
 use std::io::{self, ErrorKind as Io};
+use std::net::SocketAddr;
 
 use mio::Token;
-use mio::net::UdpSocket;
 
 use super::slot::{ANSWERED, Flight, Slot, Stage, UNKNOWN};
 use super::{Load, Nanos, Outcome};
 use crate::bench::payload::{Cause, Mismatch, Payload, hex};
 use crate::bench::summary::ErrorKind;
+use crate::reactor::{DatagramProtocol, DatagramSocket, Envelope, Outlet, Sent};
 
 /// The bytes in which a datagram carries its number, big-endian, mixed with its socket's own
 /// [mark](crate::bench::payload::Payload::mark) so that no two sockets' are alike.
@@ -20,9 +21,6 @@ pub(in crate::bench) const NUMBER: usize = 8;
 /// The longest datagram over IPv4 (RFC 768, RFC 791).
 pub(in crate::bench) const MAX_DATAGRAM: usize = 65_507;
 
-/// Datagrams received from one socket before the others have their turn.
-const BUDGET: usize = 256;
-
 /// Datagrams sent at one socket before the others have their turn: a socket whose receiver is full takes any number, and
 /// drops them.
 const SEND_BUDGET: usize = 16;
@@ -30,36 +28,27 @@ const SEND_BUDGET: usize = 16;
 /// How far apart in the pattern successive datagrams begin. Any number that does not divide its period will do.
 const STRIDE: u64 = 7919;
 
-/// A non-blocking datagram socket that is connected to the server.
-pub(in crate::bench) trait Port {
-    /// Sends a datagram.
-    fn send(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Receives one.
-    fn receive(&mut self, into: &mut [u8]) -> io::Result<usize>;
-}
-
-impl Port for UdpSocket {
-    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        UdpSocket::send(self, bytes).map(|_| ())
-    }
-
-    fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.recv(into)
-    }
+/// A slot's socket.
+#[derive(Clone, Copy)]
+pub(super) struct Port {
+    slot: u32,
+    to: Envelope,
 }
 
 /// Sends once more if the error is about a datagram that was sent before: the system tells it at the next call, and that
 /// call does nothing else (udp(7)).
-fn send(port: &mut impl Port, bytes: &[u8], mut tell: impl FnMut(&io::Error)) -> io::Result<()> {
-    loop {
-        match port.send(bytes) {
-            Err(error) if error.kind() == Io::Interrupted => {}
-            Err(error) if error.kind() == Io::ConnectionRefused => {
-                tell(&error);
-                return port.send(bytes);
-            }
-            sent => return sent,
+fn send<D: DatagramSocket>(
+    outlet: &mut Outlet<'_, D>,
+    bytes: &[u8],
+    to: &Envelope,
+    tell: impl FnOnce(&io::Error),
+) -> Sent {
+    match outlet.send(bytes, to) {
+        Sent::Failed(error) if error.kind() == Io::ConnectionRefused => {
+            tell(&error);
+            outlet.send(bytes, to)
         }
+        sent => sent,
     }
 }
 
@@ -69,43 +58,50 @@ fn contents(payload: &Payload, serial: u64, number: u64, size: u64) -> &[u8] {
 }
 
 impl Load {
-    /// A slot gets a socket, which is there at once.
-    pub fn open_port(&mut self, index: u32, token: Token) {
+    /// A slot gets the socket of `outlet`, which is there at once, and sends to `target`.
+    pub fn open_port<D: DatagramSocket>(&mut self, index: u32, target: SocketAddr, outlet: &mut Outlet<'_, D>) {
         let now = self.clock.read();
-        self.connecting(index, token, now);
+        // Sockets are never removed, so their tokens are consecutive.
+        debug_assert_eq!(outlet.token(), Token(self.ports.len()));
+        self.ports.push(Port { slot: index, to: Envelope::from(target) });
+        if self.datagram.is_empty() {
+            self.datagram = vec![0; MAX_DATAGRAM].into_boxed_slice();
+        }
+        self.connecting(index, outlet.token(), now);
         self.is_open(index, now);
+        self.feed_port(outlet);
     }
 
-    /// Sends the datagrams that a slot is to send now. Returns whether there are more.
-    pub fn feed_port(&mut self, index: u32, port: &mut impl Port, buffer: &mut [u8]) -> bool {
+    /// Sends the datagrams that a slot is to send now over its socket.
+    pub fn feed_port<D: DatagramSocket>(&mut self, outlet: &mut Outlet<'_, D>) {
+        let Port { slot: index, to } = self.ports[outlet.token().0];
         if self.slots[index as usize].stage != Stage::Open {
-            return false;
+            return;
         }
         let mut budget = SEND_BUDGET;
         while let Some(due) = self.may_begin(index) {
             if budget == 0 {
-                return true;
+                return outlet.go_on();
             }
             budget -= 1;
             let Slot { serial, begun: number, .. } = self.slots[index as usize];
             let size = self.sizes.of(serial, number);
-            let datagram = &mut buffer[..size as usize];
-            datagram[..NUMBER].copy_from_slice(&self.wire(serial, number));
+            let wire = self.wire(serial, number);
+            let datagram = &mut self.datagram[..size as usize];
+            datagram[..NUMBER].copy_from_slice(&wire);
             datagram[NUMBER..].copy_from_slice(contents(&self.payload, serial, number, size));
             let now = self.clock.read();
             let record = &mut self.record;
-            match send(port, datagram, |error| record.error(ErrorKind::Unreachable, || refusal(serial, error))) {
+            match send(outlet, datagram, &to, |error| record.error(ErrorKind::Unreachable, || refusal(serial, error))) {
+                Sent::Taken => self.begin(index, number, due, now),
                 // It is still to be sent, and will be when the socket is writable.
-                Err(error) if error.kind() == Io::WouldBlock => {
+                Sent::NoRoom => {
                     self.slots[index as usize].set_free(false, now);
-                    return false;
+                    return;
                 }
-                Err(error) if error.kind() == Io::Interrupted => continue,
-                sent => {
+                Sent::Failed(error) => {
                     self.begin(index, number, due, now);
-                    if let Err(error) = sent {
-                        self.never_left(index, &error, now);
-                    }
+                    self.never_left(index, &error, now);
                 }
             }
         }
@@ -114,7 +110,6 @@ impl Load {
             let now = self.clock.read();
             slot.set_free(true, now);
         }
-        false
     }
 
     /// The bytes in which a socket's datagram carries its number.
@@ -134,23 +129,6 @@ impl Load {
         slot.forget_answered();
         self.record.error(ErrorKind::Unreachable, || refusal(serial, error));
         self.record.lost(1, flight.due, Some(flight.sent), now, Outcome::Failed, UNKNOWN);
-    }
-
-    /// Takes in the datagrams that have come at a slot. Returns whether there may be more.
-    pub fn receive_port(&mut self, index: u32, port: &mut impl Port, buffer: &mut [u8]) -> bool {
-        for _ in 0..BUDGET {
-            match port.receive(buffer) {
-                Ok(length) => self.datagram(index as usize, &buffer[..length]),
-                Err(error) if error.kind() == Io::Interrupted => {}
-                Err(error) if error.kind() == Io::WouldBlock => return false,
-                // It is about a datagram that was sent before, and says nothing about the next one.
-                Err(error) => {
-                    let serial = self.slots[index as usize].serial;
-                    self.record.error(ErrorKind::Unreachable, || refusal(serial, &error));
-                }
-            }
-        }
-        true
     }
 
     /// Verifies a datagram, and takes note of the message that it answers.
@@ -249,8 +227,9 @@ impl Load {
         self.record.mismatch(mismatch);
     }
 
-    /// Gives up the datagrams of a slot that have been away for too long. Returns the slot, which may send others.
-    pub fn expire_port(&mut self, now: Nanos) -> Option<u32> {
+    /// Gives up the datagrams of a slot that have been away for too long. Returns its socket, over which
+    /// others may be sent.
+    pub fn expire_port(&mut self, now: Nanos) -> Option<Token> {
         let timeout = self.timeouts.timeout();
         let index = self.timeouts.take(&mut self.slots, now)?;
         let slot = &mut self.slots[index as usize];
@@ -266,7 +245,25 @@ impl Load {
             self.timeouts.arm(slot, index, since);
         }
         self.note_futile(now);
-        Some(index)
+        Some(self.slots[index as usize].token)
+    }
+}
+
+impl<D: DatagramSocket> DatagramProtocol<D> for Load {
+    fn received(&mut self, outlet: &mut Outlet<'_, D>, _: &Envelope, bytes: &[u8]) {
+        let index = self.ports[outlet.token().0].slot;
+        self.datagram(index as usize, bytes);
+    }
+
+    /// It is about a datagram that was sent before, and says nothing about the next one.
+    fn failed(&mut self, outlet: &mut Outlet<'_, D>, error: io::Error) {
+        let serial = self.slots[self.ports[outlet.token().0].slot as usize].serial;
+        self.record.error(ErrorKind::Unreachable, || refusal(serial, &error));
+    }
+
+    /// Sends only now, so that what had come has been timed before.
+    fn turn_ended(&mut self, outlet: &mut Outlet<'_, D>) {
+        self.feed_port(outlet);
     }
 }
 
@@ -299,54 +296,92 @@ mod tests {
     use super::*;
     use crate::bench::clock::Clock;
     use crate::bench::load::{Shape, Traffic};
+    use crate::reactor::scripted::{ScriptedPort, readable, writable};
+    use crate::reactor::{Datagrams, Source};
     use proptest::prelude::*;
     use std::collections::VecDeque;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
-    /// A network that loses, swaps, repeats and alters datagrams as it is told.
-    #[derive(Default)]
-    struct Network {
+    const SERVER: u16 = 7;
+
+    /// A socket with a slot on it, and a network that loses, swaps, repeats and alters datagrams as it is told.
+    struct World {
+        datagrams: Datagrams<ScriptedPort, Load>,
+        token: Token,
+        socket: ScriptedPort,
         fates: VecDeque<u8>,
-        arriving: VecDeque<Vec<u8>>,
         lost: u64,
         repeated: u64,
         altered: u64,
-        refused: u64,
     }
 
-    impl Port for Network {
-        fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-            match self.fates.pop_front() {
-                Some(0) => return Err(Io::WouldBlock.into()),
-                Some(1) => return Err(Io::Interrupted.into()),
-                Some(2) => self.lost += 1,
-                Some(3) => self.arriving.push_front(bytes.to_vec()),
-                Some(4) => {
-                    self.repeated += 1;
-                    self.arriving.extend([bytes.to_vec(), bytes.to_vec()]);
-                }
-                Some(5) => {
-                    self.altered += 1;
-                    let mut altered = bytes.to_vec();
-                    *altered.last_mut().unwrap() ^= 1;
-                    self.arriving.push_back(altered);
-                }
-                // An earlier one was refused, which says nothing about this one.
-                Some(6) => {
-                    self.refused += 1;
-                    self.fates.push_front(9);
-                    return Err(Io::ConnectionRefused.into());
-                }
-                _ => self.arriving.push_back(bytes.to_vec()),
-            }
-            Ok(())
+    fn world(largest: u64, smallest: u64, depth: u64, messages: u64) -> World {
+        let socket = ScriptedPort::default();
+        let load = Load::new(&Shape::single((smallest, largest), depth), Clock::new(Instant::now));
+        let mut datagrams = Datagrams::new(load, 0);
+        let token = datagrams.add(|_| Ok(socket.clone())).unwrap();
+        let target = SocketAddr::from(([127, 0, 0, 1], SERVER));
+        datagrams.with(token, |load, outlet| load.open_port(0, target, outlet));
+        let load = datagrams.protocol_mut();
+        load.start(Traffic::Closed);
+        let now = load.clock.read();
+        load.open_window(now, None, Some(messages));
+        World { datagrams, token, socket, fates: VecDeque::new(), lost: 0, repeated: 0, altered: 0 }
+    }
+
+    impl World {
+        fn load(&mut self) -> &mut Load {
+            self.datagrams.protocol_mut()
         }
 
-        fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
-            let bytes = self.arriving.pop_front().ok_or(Io::WouldBlock)?;
-            into[..bytes.len()].copy_from_slice(&bytes);
-            Ok(bytes.len())
+        /// Sends what is to be sent, and echoes it.
+        fn feed(&mut self) {
+            self.datagrams.with(self.token, |load, outlet| load.feed_port(outlet));
+            self.echo();
         }
+
+        /// Receives what has come back, and sends what follows, which is echoed.
+        fn turn(&mut self) {
+            let now = Instant::now();
+            self.datagrams.turn_with(now, [readable(self.token), writable(self.token)]);
+            self.echo();
+        }
+
+        fn echo(&mut self) {
+            let post = &mut *self.socket.0.borrow_mut();
+            for (mut bytes, server) in post.sent.drain(..) {
+                assert_eq!(server.port(), SERVER);
+                match self.fates.pop_front() {
+                    Some(0) => self.lost += 1,
+                    Some(1) => post.arriving.push_front(Ok((bytes, server))),
+                    Some(2) => {
+                        self.repeated += 1;
+                        post.arriving.extend([Ok((bytes.clone(), server)), Ok((bytes, server))]);
+                    }
+                    Some(3) => {
+                        self.altered += 1;
+                        *bytes.last_mut().unwrap() ^= 1;
+                        post.arriving.push_back(Ok((bytes, server)));
+                    }
+                    _ => post.arriving.push_back(Ok((bytes, server))),
+                }
+            }
+        }
+
+        fn is_silent(&self) -> bool {
+            self.socket.0.borrow().arriving.is_empty()
+        }
+    }
+
+    /// What a send says. That an earlier datagram was refused says nothing about this one.
+    fn answer() -> impl Strategy<Value = Vec<Result<(), Io>>> {
+        let refused = vec![Err(Io::ConnectionRefused), Ok(())];
+        prop_oneof![
+            5 => Just(vec![Ok(())]),
+            1 => Just(vec![Err(Io::WouldBlock)]),
+            1 => Just(vec![Err(Io::Interrupted)]),
+            1 => Just(refused),
+        ]
     }
 
     proptest! {
@@ -360,53 +395,60 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_becomes_of_datagrams_each_counts_once(
+            answers in prop::collection::vec(answer(), 0..200),
             fates in prop::collection::vec(0u8..12, 0..200),
             largest in prop_oneof![Just(9u64), Just(64), Just(65_507)],
             depth in 1u64..20,
         ) {
-            let mut network = Network { fates: fates.into(), ..Network::default() };
-            let mut buffer = vec![0; MAX_DATAGRAM];
-            let mut load = Load::new(&Shape::single((9, largest), depth), Clock::new(Instant::now));
-            load.open_port(0, Token(0));
-            load.start(Traffic::Closed);
-            let now = load.clock.read();
-            load.open_window(now, None, Some(100));
+            let mut world = world(largest, 9, depth, 100);
+            world.fates = fates.into();
+            let mut refused = answers.iter().filter(|answer| answer.len() == 2).count() as u64;
+            world.socket.0.borrow_mut().answers = answers.concat().into();
+            world.feed();
             let mut turns = 0;
-            while !load.is_exhausted() {
-                while load.feed_port(0, &mut network, &mut buffer) {}
-                prop_assert!(load.in_flight <= depth);
-                load.receive_port(0, &mut network, &mut buffer);
-                if network.arriving.is_empty() {
-                    load.expire_port(Nanos::MAX / 2);
+            while !world.load().is_exhausted() {
+                world.turn();
+                prop_assert!(world.load().in_flight <= depth);
+                if world.is_silent() {
+                    world.load().expire_port(Nanos::MAX / 2);
                 }
                 turns += 1;
                 prop_assert!(turns < 100_000, "it got stuck");
             }
+            let left = &world.socket.0.borrow().answers;
+            refused -= left.iter().filter(|answer| **answer == Err(Io::ConnectionRefused)).count() as u64;
+            let load = world.datagrams.protocol_mut();
             let now = load.clock.read();
             load.close_window(now);
             load.settle(now, false);
             let wrong = load.record.error_count();
             let (ledger, _) = load.record.take(1).unwrap();
             prop_assert_eq!(ledger.outcomes.due, 100);
-            prop_assert_eq!(wrong, network.altered + network.refused);
-            prop_assert_eq!(ledger.outcomes.unanswered, network.lost + network.altered);
+            prop_assert_eq!(wrong, world.altered + refused);
+            prop_assert_eq!(ledger.outcomes.unanswered, world.lost + world.altered);
             prop_assert_eq!(ledger.outcomes.answered + ledger.outcomes.unanswered, 100);
-            prop_assert_eq!(ledger.duplicates, network.repeated);
+            prop_assert_eq!(ledger.duplicates, world.repeated);
+        }
+    }
+
+    #[test]
+    fn datagrams_beyond_the_budget_wait_one_turn() {
+        let mut world = world(64, 64, 40, 40);
+        for sent in [16, 32, 40] {
+            world.datagrams.turn(Instant::now()); // no event comes
+            assert_eq!(world.socket.0.borrow().sent.len(), sent);
+            let sleep = world.datagrams.sleep(Instant::now());
+            assert_eq!(sleep, (sent < 40).then_some(Duration::ZERO), "after {sent}");
         }
     }
 
     #[test]
     fn order_is_noticed() {
-        let mut network = Network { fates: [9, 3, 3, 9].into(), ..Network::default() };
-        let mut buffer = vec![0; MAX_DATAGRAM];
-        let mut load = Load::new(&Shape::single((64, 64), 4), Clock::new(Instant::now));
-        load.open_port(0, Token(0));
-        load.start(Traffic::Closed);
-        let now = load.clock.read();
-        load.open_window(now, None, Some(4));
-        load.feed_port(0, &mut network, &mut buffer);
-        load.receive_port(0, &mut network, &mut buffer); // 2, 1, 0, 3
-        let ledger = load.record.ledger().unwrap();
+        let mut world = world(64, 64, 4, 4);
+        world.fates = [9, 1, 1, 9].into();
+        world.feed();
+        world.turn(); // 2, 1, 0, 3
+        let ledger = world.load().record.ledger().unwrap();
         assert_eq!((ledger.outcomes.answered, ledger.reordered, ledger.duplicates), (4, 2, 0));
     }
 }

@@ -26,7 +26,8 @@ use super::schedule::Schedule;
 use super::summary::ErrorKind;
 use crate::count::counted;
 use backends::Backends;
-pub(super) use datagrams::{MAX_DATAGRAM, NUMBER, Port};
+use datagrams::Port;
+pub(super) use datagrams::{MAX_DATAGRAM, NUMBER};
 pub(super) use slot::{BackendNumber, Slot, Stage, UNKNOWN};
 use slot::{Flight, Timeouts};
 pub(super) use streams::{Peer, connect_kind};
@@ -84,6 +85,10 @@ pub(super) struct Load {
     /// Those that carry messages, then those that are idle.
     pub slots: Vec<Slot>,
     pub busy: usize,
+    /// What each datagram socket is for, by its token.
+    ports: Vec<Port>,
+    /// Where a datagram is put together.
+    datagram: Box<[u8]>,
     timeouts: Timeouts,
     traffic: Traffic,
     /// Messages that may still be sent in a closed loop.
@@ -130,6 +135,8 @@ impl Load {
             clock,
             slots: (0..shape.busy + shape.idle).map(|_| Slot::new()).collect(),
             busy: shape.busy,
+            ports: Vec::new(),
+            datagram: Box::default(),
             timeouts: Timeouts::new(nanos(shape.timeout)),
             traffic: Traffic::Off,
             left: None,
