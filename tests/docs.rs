@@ -149,6 +149,20 @@ fn links_in_documents_lead_somewhere() {
     }
 }
 
+#[test]
+fn files_that_documents_name_exist() {
+    const DIRECTORIES: [&str; 6] = ["src/", "tests/", "docs/", "deploy/", "benches/", "examples/"];
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for code in text.split('`').skip(1).step_by(2).filter(|code| !code.contains([' ', '*', '{'])) {
+            let path = code.split(':').next().unwrap();
+            if DIRECTORIES.iter().any(|directory| path.starts_with(directory)) {
+                assert!(Path::new(ROOT).join(path).exists(), "{}: {code}", page.display());
+            }
+        }
+    }
+}
+
 /// The links of a page that stay within the project.
 fn links(page: &str) -> impl Iterator<Item = &str> {
     let targets = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());

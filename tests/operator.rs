@@ -603,6 +603,73 @@ fn metrics_count_what_happens() {
     assert_eq!(server.wait().0.code(), Some(0));
 }
 
+#[test]
+fn state_and_metrics_agree_on_every_counter() {
+    let directory = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}", directory.path().join("echo.sock").display());
+    let mut server = Server::start_on(
+        &["127.0.0.1:0", "[::1]:0", &unix, "udp:127.0.0.1:0"],
+        &["--http", "0", "--terminator", "never said", "--deny", "127.0.0.2", "--fault", "chunk=3"],
+    );
+    let inside = server.inside();
+    let mut peers = server.connect_many(5);
+    let mut over_unix = std::os::unix::net::UnixStream::connect(directory.path().join("echo.sock")).unwrap();
+    peers.push(dial(server.addrs[1]));
+    for peer in &mut peers {
+        ping(peer, b"hello");
+    }
+    ping(&mut over_unix, b"hello");
+    assert!(is_turned_away(&mut dial_from("127.0.0.2", server.addr())));
+    ping_port(&port(server.addrs[2]), b"datagram");
+    drop(peers.pop());
+    wait_until("that one is closed", || metric(&get(inside, "/metrics").1, "echoloop_connections") == 6.0);
+
+    let (state, text) = (get(inside, "/state").1, get(inside, "/metrics").1);
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let mut compared = 0;
+    let mut agree = |name: &str, value: &serde_json::Value| {
+        assert_eq!(Some(metric(&text, name)), value.as_f64(), "{name}: {text}\n{state}");
+        compared += 1;
+    };
+    for (prefix, table) in [("", "counters"), ("datagrams_", "datagrams"), ("faults_", "faults")] {
+        for (name, value) in state[table].as_object().unwrap() {
+            // Each look is a turn.
+            if name != "turns" {
+                let plain = format!("echoloop_{prefix}{name}");
+                let total = format!("{plain}_total");
+                agree(if text.contains(&format!("\n{total} ")) { &total } else { &plain }, value);
+            }
+        }
+    }
+    for (metric, label, table) in [
+        ("closed_total", "reason", "closed"),
+        ("refused_total", "reason", "refusals"),
+        ("connections_by_state", "state", "states"),
+    ] {
+        for (name, value) in state[table].as_object().unwrap() {
+            agree(&format!("echoloop_{metric}{{{label}=\"{name}\"}}"), value);
+        }
+    }
+    let listeners = state["listeners"].as_array().unwrap();
+    for listener in listeners {
+        let name = listener["name"].as_str().unwrap();
+        for (metric, field) in
+            [("accepted_total", "accepted"), ("refused_total", "refused"), ("connections", "connections")]
+        {
+            agree(&format!("echoloop_listener_{metric}{{listener=\"{name}\"}}"), &listener[field]);
+        }
+    }
+    let told: Vec<_> = listeners
+        .iter()
+        .map(|it| ["accepted", "refused", "connections"].map(|field| it[field].as_u64().unwrap()))
+        .collect();
+    assert_eq!(told, [[5, 1, 5], [1, 0, 0], [1, 0, 1]]);
+    for (name, value) in [("connections", &state["connections"]), ("messages_total", &state["messages"])] {
+        agree(&format!("echoloop_{name}"), value);
+    }
+    assert!(compared > 40, "{compared}");
+}
+
 /// Runs a program with `input`. Returns whether it succeeded, and what it said.
 fn feed(program: &str, args: &[&str], input: &str) -> (bool, String) {
     let mut command = Command::new(program);

@@ -107,20 +107,20 @@ impl<S> Acceptor<S> {
         self.limit = limit;
     }
 
-    /// Accepts from those listeners that are ready, within the budget. `accept` makes one call; there are
-    /// `connections` now, and `max_connections` at most. Returns how many episodes of pausing began.
+    /// Accepts from those listeners that are ready, within the budget. `accept` makes one call to the listener of that
+    /// number; there are `connections` now, and `max_connections` at most. Returns how many episodes of pausing began.
     pub fn turn(
         &mut self,
         now: Instant,
         mut connections: usize,
         max_connections: usize,
-        mut accept: impl FnMut(&mut dyn Listen<Stream = S>) -> io::Result<Accepted>,
+        mut accept: impl FnMut(usize, &mut dyn Listen<Stream = S>) -> io::Result<Accepted>,
     ) -> u64 {
         let mut pauses = 0;
         let count = self.listeners.len();
         self.first = (self.first + 1) % count.max(1);
-        for number in 0..count {
-            let slot = &mut self.listeners[(self.first + number) % count];
+        for number in (0..count).map(|number| (self.first + number) % count) {
+            let slot = &mut self.listeners[number];
             let Some(listener) = slot else { continue };
             if !listener.ready || !listener.pause.is_over(now, connections < listener.connections_then) {
                 continue;
@@ -144,7 +144,7 @@ impl<S> Acceptor<S> {
                     pauses += u64::from(self.full.begin_episode(now, tell));
                     return pauses;
                 }
-                match accept(&mut *listener.socket) {
+                match accept(number, &mut *listener.socket) {
                     Ok(accepted) => {
                         listener.pause.succeeded();
                         listener.remaining = listener.remaining.map(|remaining| remaining - 1);
@@ -207,6 +207,11 @@ impl<S> Acceptor<S> {
             listener.ready && (connections >= max_connections || listener.paused_until(connections).is_some())
         };
         self.limit != Some(0) && self.listeners.iter().flatten().any(waits)
+    }
+
+    /// Whether some listener pauses because the system had no descriptor or no memory for a connection.
+    pub fn is_starved(&self) -> bool {
+        self.listeners.iter().flatten().any(|listener| listener.pause.is_episode())
     }
 
     /// Whether a connection may be waiting in a backlog.

@@ -99,6 +99,17 @@ counters! {
     }
 }
 
+/// What came of one listener, though it may have been closed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ListenerCounters {
+    /// Connections accepted from it.
+    pub accepted: u64,
+    /// Connections that the protocol did not accept.
+    pub refused: u64,
+    /// Of those accepted, the ones that are open.
+    pub open: u64,
+}
+
 /// The classes of [`Counters::turn_sizes`]: up to so many events, and more than those before. `None`: any number.
 pub const TURN_SIZES: [Option<u64>; 8] = [Some(0), Some(1), Some(4), Some(16), Some(64), Some(256), Some(1024), None];
 

@@ -112,7 +112,7 @@ mod udp;
 pub use acceptor::Listen;
 pub use close_reason::CloseReason;
 pub use connection::{CLOSE_TIMEOUT, LINGER_TIMEOUT};
-pub use counters::{Counter, Counters, Kind, LIFETIMES, TURN_SIZES};
+pub use counters::{Counter, Counters, Kind, LIFETIMES, ListenerCounters, TURN_SIZES};
 pub use datagrams::{
     DatagramCounters, DatagramProtocol, DatagramSocket, Datagrams, Envelope, MAX_DATAGRAM, Outlet, Sent,
 };

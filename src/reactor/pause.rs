@@ -67,6 +67,11 @@ impl Pause {
         self.until.is_none()
     }
 
+    /// Whether it has paused, and the call has not succeeded for good since.
+    pub fn is_episode(&self) -> bool {
+        self.episode
+    }
+
     /// Notes a failure that is a peer's, and not ours. Returns whether there were too many in a row, so that it is a pause
     /// all the same.
     pub fn is_persistent(&mut self) -> bool {

@@ -11,7 +11,7 @@ use slab::Slab;
 use super::acceptor::{Accepted, Acceptor, Listen};
 use super::close_reason::CloseReason;
 use super::connection::{Connection, Input, Received};
-use super::counters::Counters;
+use super::counters::{Counters, ListenerCounters};
 use super::poller::Poller;
 use super::protocol::Protocol;
 use super::settings::Settings;
@@ -22,6 +22,9 @@ use super::transport::{Now, Transport};
 
 /// Memory that must be left before another connection is added, for what its protocol and its timers may take, in bytes.
 const HEADROOM: usize = 64 * 1024;
+
+/// The origin of a connection that no listener accepted, or one of those that are too many to be counted each.
+const OWN: u16 = u16::MAX;
 
 /// How many connections give way to others in a turn.
 const MAX_GIVING_WAY: usize = 64;
@@ -61,6 +64,10 @@ where
     protocol: P,
     settings: Settings,
     counters: Counters,
+    /// By the number of the listener.
+    listeners: Vec<ListenerCounters>,
+    /// By slot, the number of the listener that its connection came from, or [`OWN`]. Empty if none came from any.
+    origins: Vec<u16>,
     /// Readiness events since the last turn.
     noted: u64,
     began: Instant,
@@ -86,6 +93,8 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             protocol,
             settings,
             counters: Counters::default(),
+            listeners: Vec::new(),
+            origins: Vec::new(),
             noted: 0,
             began,
             now: Now { instant: began, millis: 0 },
@@ -108,6 +117,9 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     {
         let listener = make(self.acceptor.next_token(&self.settings))?;
         self.acceptor.add(Box::new(listener));
+        if self.listeners.len() < usize::from(OWN) {
+            self.listeners.push(ListenerCounters::default());
+        }
         Ok(())
     }
 
@@ -136,6 +148,11 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         self.slots.len() >= self.settings.max_connections && self.acceptor.is_ready()
     }
 
+    /// Whether accepting pauses because the system had no descriptor or no memory for a connection.
+    pub fn is_starved(&self) -> bool {
+        self.acceptor.is_starved()
+    }
+
     /// Adds a connection that has been established: `make` returns its socket, registered under the token it is given,
     /// and its state.
     ///
@@ -143,7 +160,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     ///
     /// What `make` returns, or that there is no memory for it; nothing is added then.
     pub fn open(&mut self, make: impl FnOnce(Token, &mut P) -> io::Result<(S, P::State)>) -> io::Result<Token> {
-        let token = self.insert(false, make)?;
+        let token = self.insert(false, None, make)?;
         self.with(token, |protocol, transport, state| protocol.opened(transport, state));
         Ok(token)
     }
@@ -155,7 +172,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     ///
     /// What `make` returns, or that there is no memory for it; nothing is added then.
     pub fn connect(&mut self, make: impl FnOnce(Token, &mut P) -> io::Result<(S, P::State)>) -> io::Result<Token> {
-        let token = self.insert(true, make)?;
+        let token = self.insert(true, None, make)?;
         self.arm(self.key(token));
         Ok(token)
     }
@@ -163,9 +180,10 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     fn insert(
         &mut self,
         connecting: bool,
+        listener: Option<usize>,
         make: impl FnOnce(Token, &mut P) -> io::Result<(S, P::State)>,
     ) -> io::Result<Token> {
-        self.reserve()?;
+        self.reserve(listener.is_some())?;
         // A key that a connection has left behind in the ready queue must not become its successor's second one.
         if std::mem::take(&mut self.orphaned) {
             self.ready.retain(|&key| self.slots.contains(key as usize));
@@ -176,6 +194,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         let (socket, state) = make(token, &mut self.protocol)?;
         entry.insert(Slot { connection: Connection::new(socket, connecting, self.now.millis), state });
         self.counters.opened += 1;
+        self.note_origin(key, listener);
         self.counters.peak = self.counters.peak.max(self.slots.len() as u64);
         if let Some((timeout, wheel)) = &mut self.idle {
             wheel.arm(key, self.now.millis + *timeout, self.now.millis);
@@ -187,13 +206,29 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     }
 
     /// Makes room for one connection more, so that adding it cannot run out of memory, which would end the process.
-    fn reserve(&mut self) -> io::Result<()> {
+    fn reserve(&mut self, accepted: bool) -> io::Result<()> {
         let (len, capacity) = (self.slots.len(), self.slots.capacity());
         let no_memory = |_| io::Error::from(ErrorKind::OutOfMemory);
         // Neither the slab nor a protocol's state can be asked; so it is seen first whether as much can be had.
         let growth = if len == capacity { capacity.max(4) * 2 * size_of::<(usize, Slot<S, P::State>)>() } else { 0 };
         Vec::<u8>::new().try_reserve_exact(growth + HEADROOM).map_err(no_memory)?;
+        if accepted {
+            self.origins.try_reserve((capacity + 1).saturating_sub(self.origins.len())).map_err(no_memory)?;
+        }
         self.ready.try_reserve((len + 1).saturating_sub(self.ready.len())).map_err(no_memory)
+    }
+
+    /// Notes which listener the connection in a slot came from, if it came from one.
+    fn note_origin(&mut self, key: usize, listener: Option<usize>) {
+        let origin = listener.and_then(|number| u16::try_from(number).ok()).unwrap_or(OWN);
+        if let Some(counters) = self.listeners.get_mut(usize::from(origin)) {
+            counters.accepted += 1;
+            counters.open += 1;
+            self.origins.resize(self.origins.len().max(key + 1), OWN);
+        }
+        if let Some(there) = self.origins.get_mut(key) {
+            *there = origin;
+        }
     }
 
     /// Lets the protocol act on one connection outside of an event, as to send what has become due. Returns whether the
@@ -254,6 +289,11 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     /// What has been counted.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// What came of each listener, in the order in which they were added.
+    pub fn listeners(&self) -> &[ListenerCounters] {
+        &self.listeners
     }
 
     /// How it behaves.
@@ -444,15 +484,15 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     fn accept(&mut self) {
         let mut acceptor = std::mem::replace(&mut self.acceptor, Acceptor::new());
         let (now, connections, max) = (self.now.instant, self.slots.len(), self.settings.max_connections);
-        let pauses = acceptor.turn(now, connections, max, |listener| self.accept_one(listener));
+        let pauses = acceptor.turn(now, connections, max, |number, listener| self.accept_one(number, listener));
         self.counters.accept_pauses += pauses;
         self.acceptor = acceptor;
     }
 
-    fn accept_one(&mut self, listener: &mut dyn Listen<Stream = S>) -> io::Result<Accepted> {
+    fn accept_one(&mut self, number: usize, listener: &mut dyn Listen<Stream = S>) -> io::Result<Accepted> {
         let now = self.now.instant;
         let mut refused = false;
-        let opened = self.open(|token, protocol| {
+        let inserted = self.insert(false, Some(number), |token, protocol| {
             let (stream, origin) = listener.accept(token)?;
             match protocol.accept(origin, now) {
                 Ok(state) => {
@@ -466,9 +506,17 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
                 }
             }
         });
-        match opened {
-            Ok(_) => Ok(Accepted::Connection),
-            Err(_) if refused => Ok(Accepted::Refused),
+        match inserted {
+            Ok(token) => {
+                self.with(token, |protocol, transport, state| protocol.opened(transport, state));
+                Ok(Accepted::Connection)
+            }
+            Err(_) if refused => {
+                if let Some(counters) = self.listeners.get_mut(number) {
+                    counters.refused += 1;
+                }
+                Ok(Accepted::Refused)
+            }
             Err(error) => Err(error),
         }
     }
@@ -478,6 +526,10 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         self.orphaned |= slot.connection.queued;
         self.counters.close(reason.index(), slot.connection.age(self.now.millis));
         self.counters.waiting_bytes -= slot.connection.waiting() as u64;
+        let origin = self.origins.get(key).copied().unwrap_or(OWN);
+        if let Some(listener) = self.listeners.get_mut(usize::from(origin)) {
+            listener.open -= 1;
+        }
         let token = Token(self.settings.first_token + key);
         trace!("token {}: closed: {reason}", token.0);
         // Part of an answer must not look like the whole.

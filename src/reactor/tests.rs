@@ -575,6 +575,34 @@ fn a_listener_that_always_fails_does_not_hold_others_up() {
 }
 
 #[test]
+fn each_listener_counts_its_own_connections() {
+    let mut world = World::new();
+    let (one, other) = (ScriptedListener::default(), ScriptedListener::default());
+    for listener in [&one, &other] {
+        world.reactor.listen(|_| Ok(listener.clone())).unwrap();
+    }
+    let counts = |world: &World| world.reactor.listeners().iter().map(|it| (it.accepted, it.open)).collect::<Vec<_>>();
+    let (own, _) = world.open();
+    one.queue(2);
+    world.turn(&[]);
+    other.queue(1);
+    world.reactor.note(readable(Token(1000 + Settings::TOKENS / 2 + 1)));
+    world.turn(&[]);
+    assert_eq!(counts(&world), [(2, 2), (1, 1)]);
+    // A slot that changes hands belongs to whoever has it now.
+    world.reactor.abort(own);
+    other.queue(1);
+    world.reactor.note(readable(Token(1000 + Settings::TOKENS / 2 + 1)));
+    world.turn(&[]);
+    assert_eq!(counts(&world), [(2, 2), (2, 2)]);
+    world.reactor.stop_listening();
+    world.reactor.abort_all();
+    let _ = world.open();
+    world.reactor.abort_all();
+    assert_eq!(counts(&world), [(2, 0), (2, 0)]);
+}
+
+#[test]
 fn a_failing_shutdown_is_a_reset() {
     let mut world = World::new();
     world.reactor.protocol_mut().close_after = Some(1);

@@ -16,7 +16,9 @@ use super::stats::{RefusalLog, Stats, Summary};
 use super::tokens::{self, Owner};
 use crate::count::counted;
 use crate::reactor::address::Endpoint;
-use crate::reactor::{Activity, DatagramSocket, Datagrams, Reactor, Readiness, Settings, Source, Stream, shortest};
+use crate::reactor::{
+    Activity, DatagramSocket, Datagrams, ListenerCounters, Reactor, Readiness, Settings, Source, Stream, shortest,
+};
 
 /// How far a stop has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +167,12 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
         self.endpoints.iter().filter(is_open).cloned().collect()
     }
 
+    /// What came of each listener for connections, those closed included.
+    fn listeners(&self) -> Vec<(String, ListenerCounters)> {
+        let streams = self.endpoints.iter().filter(|endpoint| !matches!(endpoint, Endpoint::Udp(_)));
+        streams.map(ToString::to_string).zip(self.streams.listeners().iter().copied()).collect()
+    }
+
     /// What it has done so far.
     pub fn summary(&self) -> Summary {
         let (counters, refusals) = (*self.datagrams.counters(), self.datagrams.protocol().gate.refusals);
@@ -288,6 +296,8 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> StatusSource for Service
             asleep: self.asleep,
             stopping: self.is_stopping(),
             listening: self.listening(),
+            listeners: self.listeners(),
+            starved: self.streams.is_starved(),
         }
     }
 

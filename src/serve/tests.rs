@@ -504,6 +504,8 @@ impl StatusSource for Nothing {
             asleep: Duration::ZERO,
             stopping: false,
             listening: Vec::new(),
+            listeners: Vec::new(),
+            starved: false,
         }
     }
 

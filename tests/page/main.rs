@@ -227,6 +227,66 @@ fn reports_show_runs_that_went_wrong() {
 
 #[test]
 #[ignore = "needs Chromium and axe-core"]
+fn reports_show_runs_of_every_kind() {
+    let mut reports = Reports::new();
+    let path = reports.path("echo.sock");
+    let server = Server::start_on(&["127.0.0.1:0", &format!("unix:{path}")], &[]);
+    let address = server.addr().to_string();
+    reports.bench("unix", &format!("unix:{path}"), "-c 10 -t 2500ms -r 5000");
+    reports.look("unix", &[1, 4, 0, 2, 0]);
+    let one = &reports.bench("one-message", &address, "-c 1 -n 1 --fail-if p99>1s --fail-if errors>0");
+    reports.look("one-message", &[0, 0, 0, 0]);
+    let held = &reports.bench("criteria-held", &address, "-c 3 -t 1500ms --fail-if max>1h --fail-if errors>0");
+    reports.look("criteria-held", &[1, 4, 0, 1, 0]);
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let silent = &format!("udp:{}", silent.local_addr().unwrap());
+    let nobody = &reports.bench("silent", silent, "-c 3 -t 1s -r 100 --timeout 300ms --fail-if lost>0");
+    reports.look("silent", &[0, 0, 2, 0]);
+    let never = &reports.bench("search-fails", &address, "-c 10 --find-rate p99<1ns --rate 5000 -t 1s");
+    reports.look("search-fails", &[0, 0, 0, 0, 0, 0]);
+
+    // Merged runs of several machines, and what is long or hostile side by side.
+    let part = |number: u64, host: &str, addresses: &[&str]| {
+        let mut part = run(held, &format!("generator {number}"), &steady(10, 5000 * number, 100.0));
+        (part["measured_from"], part["measured_to"]) = (json!("2026-11-24T20:00:00Z"), json!("2026-11-24T20:00:10Z"));
+        (part["host"]["name"], part["addresses"]) = (json!(host), json!(addresses));
+        part
+    };
+    let parts = [
+        part(1, "generator-1.example.com", &["192.0.2.10:7777"]),
+        part(2, "generator-2.example.com", &["192.0.2.10:7777", "[2001:db8:1234:5678:9abc:def0:1234:5678]:7777"]),
+        part(3, "ip-203-0-113-77.eu-central-1.compute.internal", &["[2001:db8::1]:7777"]),
+    ];
+    reports.report("three-machines", &parts, &["--merge"]);
+    reports.look("three-machines", &[1, 4, 0, 1, 0]);
+    let broken = "[...document.querySelectorAll('.scroll td')].filter(cell => {
+        const range = document.createRange();
+        return [...cell.childNodes].filter(node => node.nodeType === 3).some(node =>
+            [...node.data.matchAll(/[^ ]+/g)].some(word => {
+                range.setStart(node, word.index);
+                range.setEnd(node, word.index + word[0].length);
+                return word[0].length < 50 && range.getClientRects().length > 1;
+            }));
+    }).map(cell => cell.textContent)";
+    reports.tab.width(390);
+    assert_eq!(reports.tab.ask(broken), json!([]), "no address is broken");
+    let hostile =
+        ["<script>parent.x=1</script>", "\u{202e}desrever", "&amp;\"'><b>", &"a-name-without-any-space-".repeat(8)];
+    let bases = [one, held, nobody, never];
+    let eight: Vec<_> = (0..8)
+        .map(|number| {
+            let mut run = bases[number % 4].clone();
+            run["name"] = json!(format!("{}{number}", hostile[number % 4]));
+            run["id"] = json!(format!("{number:032x}"));
+            run
+        })
+        .collect();
+    reports.report("eight-hostile", &eight, &[]);
+    reports.look("eight-hostile", &[8, 8, 8, 8, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+#[ignore = "needs Chromium and axe-core"]
 fn values_are_at_the_pointer_and_by_keyboard() {
     let mut reports = Reports::new();
     let server = Server::start(&[]);
@@ -354,6 +414,46 @@ fn the_live_page_shows_what_servers_do() {
     tab.wait_for("samples.length > 5");
     tab.look("limit");
     drop(load);
+
+    // Several listeners of all kinds: the page agrees with what is scraped. And a stop that is delayed.
+    let directory = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}", directory.path().join("echo-with-a-long-name.sock").display());
+    let flags = ["--http", "0", "--stop-delay", "10m", "--deny", "127.0.0.2", "--terminator", "bye"];
+    let mut server = Server::start_on(&["127.0.0.1:0", "[::1]:0", &unix, "udp:127.0.0.1:0"], &flags);
+    let inside = server.inside();
+    let addresses: Vec<_> = server.endpoints.clone();
+    let loads: Vec<_> = addresses.iter().map(|address| Load::on(address, "-c 7 -r 100")).collect();
+    tab.go(&format!("http://{inside}/"));
+    tab.wait_for(&text("connections", "21"));
+    tab.wait_for("samples.length > 5 && samples.some(sample => sample.answered > 0)");
+    drop(loads);
+    tab.wait_for(&text("connections", "0"));
+    let (_, metrics) = common::get(inside, "/metrics");
+    let labelled = |name: &str, label: &str| {
+        let lines = metrics.lines().filter_map(|line| line.strip_prefix(&format!("{name}{{{label}=\"")));
+        let pairs = lines.map(|line| line.split_once("\"} ").unwrap());
+        pairs.map(|(which, count)| (which.replace('_', " "), count.parse().unwrap())).collect::<Vec<(String, u64)>>()
+    };
+    for (table, metric, label) in [
+        ("closed", "echoloop_closed_total", "reason"),
+        ("refusals", "echoloop_refused_total", "reason"),
+        ("listeners", "echoloop_listener_connections", "listener"),
+    ] {
+        let shown = tab.ask(&format!(
+            "[...document.querySelectorAll('#{table} tr')].map(row => [row.cells[0].textContent.replaceAll('_', ' '),
+                Number(row.cells[1].textContent.replaceAll(',', ''))])"
+        ));
+        let (mut shown, mut told) =
+            (serde_json::from_value::<Vec<(String, u64)>>(shown).unwrap(), labelled(metric, label));
+        shown.sort();
+        told.sort();
+        assert_eq!(shown, told, "{table}");
+    }
+    server.signal(Signal::TERM);
+    tab.wait_for("document.getElementById('note').innerText.includes('stop delay')");
+    let _load = Load::on(&addresses[1], "-c 7 -r 100");
+    tab.wait_for(&text("connections", "7"));
+    tab.look("stop-delay");
 
     // One that takes nothing keeps it from ending.
     let mut server = Server::start(&["--http", "0", "--send-buffer", "4KiB", "--drain-timeout", "10m"]);

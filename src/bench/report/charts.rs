@@ -324,7 +324,7 @@ fn latency_against_rate(runs: &[Run], names: &[String]) -> anyhow::Result<Option
         let name = |what: &str| if runs.len() == 1 { what.to_owned() } else { format!("{name}: {what}") };
         let mut shown = vec![(judged, Style::Run(number))];
         if judged != PERCENTILES[0] {
-            shown.insert(0, (PERCENTILES[0], Style::Service(number)));
+            shown.insert(0, (PERCENTILES[0], Style::Beside(number)));
         }
         for (percentile, style) in shown {
             // A rate that was tried twice is shown as it was the second time.

@@ -28,7 +28,7 @@ const HOURS: f64 = 7200.0;
 
 /// Strengths of a heat map's cells, and how many powers of ten of shares they tell apart.
 const STRENGTHS: u8 = 7;
-const HEAT_DECADES: f64 = 6.0;
+const HEAT_DECADES: f64 = 7.0;
 
 /// A chart.
 pub(super) struct Chart {
@@ -63,6 +63,8 @@ pub(super) enum Style {
     Run(usize),
     /// A run's service time: its colour, dotted.
     Service(usize),
+    /// A figure of a run that is shown beside the one that matters: its colour and dash, thinner.
+    Beside(usize),
     /// One of several figures of one run.
     Shade(usize),
 }
@@ -104,7 +106,7 @@ impl Heat {
         (0..STRENGTHS).map(|strength| (strength, name(strength))).collect()
     }
 
-    /// How strong a cell with such a share of its column is. What is rare shows: a thousandth is half as strong as all.
+    /// How strong a cell with such a share of its column is: a step weaker for each power of ten, so that what is rare shows.
     fn strength(share: f64) -> usize {
         ((1.0 + share.log10() / HEAT_DECADES).clamp(0.0, 0.999) * f64::from(STRENGTHS)) as usize
     }
@@ -156,6 +158,7 @@ impl Style {
         match self {
             Style::Run(number) => format!("c{0} d{0}", number % COLOURS),
             Style::Service(number) => format!("c{} service", number % COLOURS),
+            Style::Beside(number) => format!("c{0} d{0} thin", number % COLOURS),
             Style::Shade(number) => format!("s{}", number % 4),
         }
     }
@@ -255,7 +258,11 @@ impl Axis {
                     7200.0, 14_400.0, 43_200.0, 86_400.0,
                 ];
                 let coarse = step(high / most as f64);
-                let step = STEPS.into_iter().find(|step| high / step <= most as f64).unwrap_or(coarse);
+                let step = match high {
+                    // What is shorter than the first of them has fractions of a second.
+                    ..0.2 => coarse,
+                    _ => STEPS.into_iter().find(|step| high / step <= most as f64).unwrap_or(coarse),
+                };
                 (0..).map(|number| f64::from(number) * step).take_while(|at| *at <= high * 1.0001).collect()
             }
             Axis::Rate | Axis::Count | Axis::Share => {
@@ -630,7 +637,8 @@ impl Chart {
         for piece in &line.pieces {
             let column = |at: f64| (self.x.place(at, &frame.x) * width / 2.0) as usize;
             let points = thin_out(piece, width as usize, column);
-            let at: Vec<_> = points.iter().map(|(x, y)| (self.at_x(*x, frame), self.at_y(*y, frame))).collect();
+            let mut at: Vec<_> = points.iter().map(|(x, y)| (self.at_x(*x, frame), self.at_y(*y, frame))).collect();
+            at.dedup();
             let dense = if points.len() < piece.len() { " dense" } else { "" };
             if at.len() > 1 {
                 let mut text = String::new();
@@ -704,6 +712,7 @@ mod tests {
     #[test]
     fn long_runs_have_minutes_and_hours() {
         assert_eq!(labels(Axis::Seconds, 0.0, 9.5, 5), ["0", "2", "4", "6", "8"]);
+        assert_eq!(labels(Axis::Seconds, 0.0, 0.005, 5), ["0", "0.001", "0.002", "0.003", "0.004", "0.005"]);
         assert_eq!(labels(Axis::Seconds, 0.0, 290.0, 5), ["0:00", "1:00", "2:00", "3:00", "4:00"]);
         assert_eq!(labels(Axis::Seconds, 0.0, 14_000.0, 4), ["0:00", "1:00", "2:00", "3:00"]);
     }

@@ -223,6 +223,7 @@ pub(super) fn coverage(run: &Run) -> String {
     let due = run.outcomes.due;
     let due_words = counted(due, "message");
     let of = match run.response.count {
+        1 if due == 1 => "of the one message due".to_owned(),
         count if count == due => format!("of all {due_words} due"),
         count => format!("of {} of {due_words} due", HumanCount(count)),
     };

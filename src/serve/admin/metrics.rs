@@ -8,7 +8,7 @@ use super::exposition::{Exposition, Format};
 use super::state::Census;
 use super::{StatusSource, process};
 use crate::reactor::address::Endpoint;
-use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind, LIFETIMES, TURN_SIZES};
+use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind, LIFETIMES, ListenerCounters, TURN_SIZES};
 
 /// All figures of a server, which was started at `started`.
 pub(super) fn text(now: Instant, started: SystemTime, server: &impl StatusSource, format: Format) -> String {
@@ -25,6 +25,8 @@ pub(super) fn text(now: Instant, started: SystemTime, server: &impl StatusSource
 
     out.gauge("echoloop_connections", "Connections that are open.", counters.live());
     out.gauge("echoloop_connections_limit", "The most connections at once.", snapshot.max_connections);
+    let help = "Whether accepting pauses for want of descriptors or memory.";
+    out.gauge("echoloop_accept_paused", help, u8::from(snapshot.starved));
     let states = Census::take(server).states();
     out.gauges(
         "echoloop_connections_by_state",
@@ -41,6 +43,17 @@ pub(super) fn text(now: Instant, started: SystemTime, server: &impl StatusSource
     out.histogram("echoloop_connection_duration_seconds", help, buckets, sum);
     let refused = Refusal::OF_CONNECTIONS.map(|it| (it.name(), summary.refusals.of(it)));
     out.counters("echoloop_refused", "Connections that were not let in.", "reason", refused);
+    let listeners: [(&str, &str, fn(&ListenerCounters) -> u64); 2] = [
+        ("echoloop_listener_accepted", "Connections accepted from each listener.", |it| it.accepted),
+        ("echoloop_listener_refused", "Connections refused as they came, by listener.", |it| it.refused),
+    ];
+    if !snapshot.listeners.is_empty() {
+        for (name, help, get) in listeners {
+            out.counters(name, help, "listener", snapshot.listeners.iter().map(|(name, it)| (name.as_str(), get(it))));
+        }
+        let open = snapshot.listeners.iter().map(|(name, it)| (name.as_str(), it.open));
+        out.gauges("echoloop_listener_connections", "Connections that are open, by listener.", "listener", open);
+    }
     if let Some(messages) = snapshot.messages {
         out.counter("echoloop_messages", "Messages echoed.", messages);
     }

@@ -22,7 +22,7 @@ use log::debug;
 use super::stats::Summary;
 use super::tokens;
 use crate::reactor::address::Endpoint;
-use crate::reactor::{Activity, Reactor, Readiness, Settings, Source, Stream};
+use crate::reactor::{Activity, ListenerCounters, Reactor, Readiness, Settings, Source, Stream};
 use exposition::Format;
 use http::{Answer, Http};
 use request::Request;
@@ -47,6 +47,10 @@ pub(super) struct Snapshot {
     pub stopping: bool,
     /// Where it listens at present.
     pub listening: Vec<Endpoint>,
+    /// What came of each listener for connections.
+    pub listeners: Vec<(String, ListenerCounters)>,
+    /// Accepting pauses for want of descriptors or memory.
+    pub starved: bool,
 }
 
 /// A server that can be looked at.

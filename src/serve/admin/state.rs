@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::access::{Refusal, Refusals};
 use super::super::fault::FaultCounters;
 use super::{StatusSource, process};
-use crate::reactor::{Activity, CloseReason, Counter, Counters, DatagramCounters, TURN_SIZES};
+use crate::reactor::{Activity, CloseReason, Counter, Counters, DatagramCounters, ListenerCounters, TURN_SIZES};
 
 /// How long ago bytes may have moved to count as movement: the time from one look of the page to the next.
 const RECENT: Duration = Duration::from_millis(500);
@@ -30,10 +30,14 @@ struct State {
     up: f64,
     asleep: f64,
     stopping: bool,
+    /// Accepting pauses for want of descriptors or memory.
+    starved: bool,
     max_connections: u64,
     connections: u64,
     /// Where it listens at present.
     listening: Vec<String>,
+    /// What came of each listener for connections.
+    listeners: Vec<Listener>,
     /// Connections by what they do, and whether each was looked at.
     states: BTreeMap<&'static str, u64>,
     states_exact: bool,
@@ -60,6 +64,14 @@ struct State {
     slots_per_cell: usize,
 }
 
+#[derive(Debug, Serialize)]
+struct Listener {
+    name: String,
+    accepted: u64,
+    refused: u64,
+    connections: u64,
+}
+
 /// The state of a server.
 pub(super) fn json(now: Instant, server: &impl StatusSource) -> String {
     let snapshot = server.snapshot(now);
@@ -72,9 +84,20 @@ pub(super) fn json(now: Instant, server: &impl StatusSource) -> String {
         up: snapshot.up.as_secs_f64(),
         asleep: snapshot.asleep.as_secs_f64(),
         stopping: snapshot.stopping,
+        starved: snapshot.starved,
         max_connections: snapshot.max_connections,
         connections: snapshot.summary.counters.live(),
         listening: snapshot.listening.iter().map(ToString::to_string).collect(),
+        listeners: snapshot
+            .listeners
+            .iter()
+            .map(|(name, ListenerCounters { accepted, refused, open })| Listener {
+                name: name.clone(),
+                accepted: *accepted,
+                refused: *refused,
+                connections: *open,
+            })
+            .collect(),
         states: census.states().into_iter().collect(),
         states_exact: census.is_exact(),
         refused: summary.refusals.total(),

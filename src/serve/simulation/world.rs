@@ -408,6 +408,8 @@ impl World {
         let kernel = &mut *self.kernel.borrow_mut();
         let (open, admin) = (kernel.open(Kind::Echo), kernel.open(Kind::Http));
         assert_eq!(self.service.streams.len(), open, "each open socket has its connection, and no other");
+        let by_listener = self.service.streams.listeners().iter().map(|listener| listener.open).sum::<u64>();
+        assert_eq!(by_listener, open as u64, "each open socket is counted at its listener");
         let looked_at = self.service.admin.as_ref().map_or(0, |admin| admin.reactor.len());
         assert_eq!(looked_at, admin, "each open socket of HTTP has its connection, and no other");
         assert!(open <= self.max_connections && admin <= self.max_admin, "there are more connections than may be");
