@@ -271,7 +271,7 @@ fn tables(run: &Run) -> Markup {
                     th scope="col" { "run" }
                     @for head in ["host", "addresses"] { th.words scope="col" { (head) } }
                     @for head in ["replies", "replies/s", "errors"] { th scope="col" { (head) } }
-                    @for head in ["measured from", "to"] { th.words scope="col" { (head) } }
+                    @for head in ["measured from", "to"] { th scope="col" { (head) } }
                 }
             }
             tbody {
@@ -283,8 +283,8 @@ fn tables(run: &Run) -> Markup {
                         td { (HumanCount(part.replies)) }
                         td { (count(part.rate)) }
                         td { (HumanCount(part.errors)) }
-                        td.words { (text::when(&part.measured_from)) }
-                        td.words { (text::when(&part.measured_to)) }
+                        td { (text::when(&part.measured_from)) }
+                        td { (text::when(&part.measured_to)) }
                     }
                 }
             }
