@@ -43,16 +43,16 @@ pub(super) fn text(now: Instant, started: SystemTime, server: &impl StatusSource
     out.histogram("echoloop_connection_duration_seconds", help, buckets, sum);
     let refused = Refusal::OF_CONNECTIONS.map(|it| (it.name(), summary.refusals.of(it)));
     out.counters("echoloop_refused", "Connections that were not let in.", "reason", refused);
-    let listeners: [(&str, &str, fn(&ListenerCounters) -> u64); 2] = [
-        ("echoloop_listener_accepted", "Connections accepted from each listener.", |it| it.accepted),
-        ("echoloop_listener_refused", "Connections refused as they came, by listener.", |it| it.refused),
-    ];
     if !snapshot.listeners.is_empty() {
-        for (name, help, get) in listeners {
-            out.counters(name, help, "listener", snapshot.listeners.iter().map(|(name, it)| (name.as_str(), get(it))));
-        }
-        let open = snapshot.listeners.iter().map(|(name, it)| (name.as_str(), it.open));
-        out.gauges("echoloop_listener_connections", "Connections that are open, by listener.", "listener", open);
+        let of_each = |get: fn(&ListenerCounters) -> u64| {
+            snapshot.listeners.iter().map(move |(name, counters)| (name.as_str(), get(counters)))
+        };
+        let (name, help) = ("echoloop_listener_accepted", "Connections accepted from each listener.");
+        out.counters(name, help, "listener", of_each(|it| it.accepted));
+        let (name, help) = ("echoloop_listener_refused", "Connections refused as they came, by listener.");
+        out.counters(name, help, "listener", of_each(|it| it.refused));
+        let (name, help) = ("echoloop_listener_connections", "Connections that are open, by listener.");
+        out.gauges(name, help, "listener", of_each(|it| it.open));
     }
     if let Some(messages) = snapshot.messages {
         out.counter("echoloop_messages", "Messages echoed.", messages);
