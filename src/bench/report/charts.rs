@@ -7,7 +7,7 @@ use indicatif::HumanCount;
 
 use super::plot::{Axis, Bars, Chart, Heat, Line, MINUTES, Mark, Style};
 
-use crate::bench::latency::{Latency, PERCENTILES, micros, show_micros};
+use crate::bench::latency::{Latency, PERCENTILES, micros};
 use crate::bench::{Criterion, Interval, Run};
 use crate::count::counted;
 
@@ -93,9 +93,11 @@ fn latency_over_time(runs: &[Run], names: &[String]) -> Chart {
                 .collect(),
         ),
     };
+    // Without any latency nothing is drawn, and nothing shaded.
+    let nothing = runs.iter().all(|run| run.timeline.iter().all(|interval| interval.response.count == 0));
     Chart {
         title: "Latency over time".to_owned(),
-        note: note.to_owned() + &tell_gaps(runs, names),
+        note: if nothing { note.to_owned() } else { note.to_owned() + &tell_gaps(runs, names) },
         lines,
         shaded: shaded(runs),
         ..Chart::new(Axis::Seconds, Axis::Latency)
@@ -344,8 +346,7 @@ fn latency_against_rate(runs: &[Run], names: &[String]) -> anyhow::Result<Option
             chart.lines.push(Line { marks, ..Line::new(name(&what), style, vec![points]) });
         }
         if let Some(limit) = limit {
-            let text = name(&format!("{}: {}", search.criterion, show_micros(limit)));
-            chart.limits.push((limit, text));
+            chart.limits.push((limit, name(&search.criterion)));
         }
     }
     Ok((!chart.lines.is_empty()).then_some(chart))

@@ -321,12 +321,20 @@ fn backends(run: &Run) -> Markup {
     }
 }
 
+/// A text in which an address of IPv6 is broken between its groups, if it must be, and not within one.
+fn whole_groups(text: &str) -> Markup {
+    if !text.contains('[') {
+        return html! { (text) };
+    }
+    html! { @for group in text.split_inclusive(':') { (group) @if group.ends_with(':') { wbr; } } }
+}
+
 fn pairs(caption: &str, figures: &[Figure]) -> Markup {
     html! {
         table.pairs {
             caption { (caption) }
             tbody {
-                @for (what, figure) in figures { tr { th scope="row" { (what) } td.words { (figure) } } }
+                @for (what, figure) in figures { tr { th scope="row" { (what) } td.words { (whole_groups(figure)) } } }
             }
         }
     }

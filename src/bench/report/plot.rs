@@ -197,6 +197,7 @@ impl Axis {
             Axis::Rate | Axis::Count if value >= 1e3 => format!("{} k", trim(value / 1e3)),
             Axis::Rate | Axis::Count => trim(value),
             Axis::Share => format!("{} %", trim(value)),
+            Axis::Latency if value < 0.1 => format!("{} ns", trim(value * 1e3)),
             Axis::Latency => {
                 let text = show_micros(value);
                 let (number, unit) = text.split_once(' ').unwrap_or((&text, ""));
@@ -701,6 +702,7 @@ mod tests {
         assert_eq!(labels(Axis::Latency, 100.0, 100.0, 9), ["100 us", "200 us"]);
         let wide = labels(Axis::Latency, 1.0, 2e6, 9);
         assert_eq!(wide, ["1 us", "10 us", "100 us", "1 ms", "10 ms", "100 ms", "1 s"]);
+        assert_eq!(labels(Axis::Latency, 0.001, 9.0, 6), ["1 ns", "10 ns", "0.1 us", "1 us", "10 us"]);
         assert_eq!(labels(Axis::Latency, 1.0, 9e8, 6), ["1 us", "100 us", "10 ms", "1 s", "100 s"]);
     }
 
