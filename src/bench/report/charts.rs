@@ -346,7 +346,11 @@ fn latency_against_rate(runs: &[Run], names: &[String]) -> anyhow::Result<Option
             chart.lines.push(Line { marks, ..Line::new(name(&what), style, vec![points]) });
         }
         if let Some(limit) = limit {
-            chart.limits.push((limit, name(&search.criterion)));
+            // One that several runs have is drawn once.
+            let criterion = (limit, search.criterion.clone());
+            if !chart.limits.contains(&criterion) {
+                chart.limits.push(criterion);
+            }
         }
     }
     Ok((!chart.lines.is_empty()).then_some(chart))
