@@ -4,7 +4,8 @@
 //! seen at all could make a text look like another (Unicode Technical Report 36; Trojan Source, CVE-2021-42574), and
 //! bytes that are not UTF-8 are no text. All of them are written as escapes, as Rust has them.
 
-use std::fmt::{self, Display};
+use std::borrow::Cow;
+use std::fmt::{self, Display, Write};
 
 /// Bytes, unambiguously: a backslash is written as two, so that whatever follows one alone is an escape.
 pub fn bytes(bytes: &[u8]) -> Escaped<'_> {
@@ -14,6 +15,27 @@ pub fn bytes(bytes: &[u8]) -> Escaped<'_> {
 /// A text for people, in which a backslash is one.
 pub fn text(text: &str) -> Escaped<'_> {
     Escaped { bytes: text.as_bytes(), backslash: false }
+}
+
+/// JSON whose strings show on a terminal what is in them, and which means the same. The characters concerned are in
+/// strings alone, and JSON has an escape for each (RFC 8259, 7); ASCII control characters have theirs already.
+pub fn json(json: &str) -> Cow<'_, str> {
+    let escapes = |it: char| it >= '\u{7f}' && (it.is_control() || is_unseen(it));
+    if !json.contains(escapes) {
+        return json.into();
+    }
+    let mut out = String::with_capacity(json.len() + 64);
+    for character in json.chars() {
+        match character {
+            character if escapes(character) => {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(out, "\\u{unit:04x}");
+                }
+            }
+            character => out.push(character),
+        }
+    }
+    out.into()
 }
 
 /// Something that is escaped as it is displayed.
@@ -95,6 +117,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn json_means_the_same_and_shows_what_is_in_it(string in "\\PC*|.{0,20}|[\u{7f}-\u{a0}\u{200b}-\u{202e}\u{e0000}-\u{e007f}\"\\\\]*") {
+            for plain in [serde_json::to_string(&[&string]), serde_json::to_string_pretty(&[&string])] {
+                let escaped = json(&plain.unwrap()).into_owned();
+                prop_assert!(!escaped.chars().any(|it| (it.is_control() && it != '\n') || is_unseen(it)), "{escaped:?}");
+                prop_assert_eq!(&serde_json::from_str::<[String; 1]>(&escaped).unwrap()[0], &string);
+            }
+        }
+
         #[test]
         fn what_is_escaped_is_one_line_and_unambiguous(one: Vec<u8>, other: Vec<u8>, string in "\\PC*|[\\\\nx0-9a-f]*") {
             let escaped = bytes(&one).to_string();

@@ -19,6 +19,7 @@ use simple_logger::SimpleLogger;
 
 use crate::count::counted;
 use crate::outlet::{Outlet, Wording};
+use crate::values::show_micros;
 use crate::{escape, stdio};
 
 /// Lines may wait for their reader up to so many bytes.
@@ -31,6 +32,9 @@ const OVERHEAD: usize = 100;
 const LATE: Duration = Duration::from_secs(1);
 
 static OUTLET: OnceLock<Outlet<Line>> = OnceLock::new();
+
+/// Lines name their places in the source.
+static PLACES: AtomicBool = AtomicBool::new(false);
 
 /// Nobody has read the last lines within the time that there was.
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
@@ -45,7 +49,8 @@ pub enum Format {
     Json,
 }
 
-/// Sets up the log. `verbosity` is 0 for the usual, more for more and -1 for warnings and errors alone.
+/// Sets up the log. `verbosity` is 0 for the usual, more for more and -1 for warnings and errors alone. From 3 on each line
+/// names its place in the source, and as text tells how long after the line before it was.
 pub fn init(verbosity: i16, format: Format) {
     let level = match verbosity {
         i16::MIN..=-1 => LevelFilter::Warn,
@@ -53,9 +58,11 @@ pub fn init(verbosity: i16, format: Format) {
         1 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
+    let places = verbosity > 2;
+    PLACES.store(places, Ordering::Relaxed);
     let logger = simple_logger(level);
     // If there can be no thread there is still a log, at the price of waiting for its reader.
-    let threadless = Outlet::new("log", LIMIT, stdio::stderr(), Style::new(format, level))
+    let threadless = Outlet::new("log", LIMIT, stdio::stderr(), Style::new(format, level, places))
         .map_or(true, |outlet| OUTLET.set(outlet).is_err());
     if log::set_boxed_logger(Box::new(Queued { filter: logger, threadless })).is_ok() {
         log::set_max_level(level);
@@ -128,6 +135,8 @@ struct Line {
     level: Level,
     target: Cow<'static, str>,
     message: String,
+    /// The file and line that it is from, if that is asked for.
+    place: Option<(Cow<'static, str>, u32)>,
     /// The program's last words, which are no log.
     is_failure: bool,
 }
@@ -139,19 +148,28 @@ impl Line {
             Some(module) if module == record.target() => Cow::Borrowed(module),
             _ => Cow::Owned(record.target().to_owned()),
         };
+        let file = || match record.file_static() {
+            Some(file) => Some(Cow::Borrowed(file)),
+            None => record.file().map(|file| Cow::Owned(file.to_owned())),
+        };
+        let place = PLACES.load(Ordering::Relaxed).then(|| Some((file()?, record.line()?))).flatten();
         let message = record.args().to_string();
-        Line { time: SystemTime::now(), level: record.level(), target, message, is_failure: false }
+        Line { time: SystemTime::now(), level: record.level(), target, message, place, is_failure: false }
     }
 
     fn failure(message: String) -> Self {
         let target = Cow::Borrowed("echoloop");
-        Line { time: SystemTime::now(), level: Level::Error, target, message, is_failure: true }
+        Line { time: SystemTime::now(), level: Level::Error, target, message, place: None, is_failure: true }
     }
 }
 
 /// How lines are written, on the outlet's thread.
 enum Style {
     Plain,
+    /// With how long after the line before it was, and its place.
+    Close {
+        before: Option<SystemTime>,
+    },
     /// In colours.
     Terminal(SimpleLogger),
     Journal,
@@ -159,9 +177,10 @@ enum Style {
 }
 
 impl Style {
-    fn new(format: Format, level: LevelFilter) -> Self {
+    fn new(format: Format, level: LevelFilter, places: bool) -> Self {
         match format {
             Format::Json => Style::Json,
+            Format::Text if places => Style::Close { before: None },
             Format::Text if leads_to_journal() => Style::Journal,
             Format::Text if stdio::stderr().is_terminal() => Style::Terminal(simple_logger(level)),
             Format::Text => Style::Plain,
@@ -173,19 +192,27 @@ impl Wording for Style {
     type Item = Line;
 
     fn item(&mut self, line: Line, out: &mut Vec<u8>) {
-        let Line { time, level, target, message, is_failure } = &line;
-        let time = humantime::format_rfc3339_millis(*time);
+        let Line { time: at, level, target, message, place, is_failure } = &line;
+        let time = humantime::format_rfc3339_millis(*at);
+        let place = place.as_ref().map(|(file, line)| format!("{file}:{line}"));
         // Writing to memory does not fail.
         let _ = match self {
             Style::Json => {
                 let (level, time) = (level.as_str(), time.to_string());
-                serde_json::to_writer(&mut *out, &Object { time: &time, level, target, message })
+                let object = Object { time: &time, level, target, message, place: place.as_deref() };
+                serde_json::to_string(&object)
                     .map_err(io::Error::from)
-                    .and_then(|()| out.write_all(b"\n"))
+                    .and_then(|object| writeln!(out, "{}", escape::json(&object)))
             }
             Style::Journal if *is_failure => writeln!(out, "<3>echoloop: {}", escape::text(message)),
             Style::Journal => writeln!(out, "<{}>[{target}] {}", severity(*level), escape::text(message)),
             _ if *is_failure => writeln!(out, "echoloop: {}", escape::text(message)),
+            Style::Close { before } => {
+                let since = at.duration_since(before.unwrap_or(*at)).unwrap_or_default();
+                *before = Some(*at);
+                let (since, place) = (show_micros(since.as_secs_f64() * 1e6), place.as_deref().unwrap_or(target));
+                writeln!(out, "+{since:>7} {:<5} {} ({place})", level.as_str(), escape::text(message))
+            }
             // What eprintln! cannot do is wait where it must not block.
             Style::Terminal(logger) if !stdio::stderr().is_nonblocking() => {
                 log_late(logger, &line);
@@ -201,7 +228,10 @@ impl Wording for Style {
         let were = if lines == 1 { "was" } else { "were" };
         let message = format!("{} {were} not logged: nobody read in time", counted(lines, "line"));
         let target = Cow::Borrowed(module_path!());
-        self.item(Line { time: SystemTime::now(), level: Level::Warn, target, message, is_failure: false }, out);
+        self.item(
+            Line { time: SystemTime::now(), level: Level::Warn, target, message, place: None, is_failure: false },
+            out,
+        );
     }
 
     fn failed(&mut self, _: &io::Error) {} // there is nowhere else to tell it
@@ -213,6 +243,8 @@ struct Object<'a> {
     level: &'a str,
     target: &'a str,
     message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<&'a str>,
 }
 
 /// Has a line logged by `simple_logger`, which takes the time when it writes for the time of the event.
@@ -258,7 +290,14 @@ mod tests {
 
     fn line(level: Level, message: &str) -> Line {
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_600_000_000_123);
-        Line { time, level, target: "echoloop::serve".into(), message: message.to_owned(), is_failure: false }
+        Line {
+            time,
+            level,
+            target: "echoloop::serve".into(),
+            message: message.to_owned(),
+            place: None,
+            is_failure: false,
+        }
     }
 
     fn worded(mut style: Style, line: Line) -> String {
@@ -281,6 +320,41 @@ mod tests {
             "time": "2020-09-13T12:26:40.123Z", "level": "ERROR", "target": "echoloop::serve", "message": message
         });
         assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn places_and_distances_are_told_when_asked() {
+        let at = |micros, place: &'static str| {
+            let line = line(Level::Trace, "read 5");
+            let time = line.time + Duration::from_micros(micros);
+            Line { time, place: Some((place.into(), 60)), ..line }
+        };
+        let mut style = Style::Close { before: None };
+        let mut out = Vec::new();
+        for (micros, place) in [(0, "src/a.rs"), (44_100, "src/b.rs"), (44_000, "src/c.rs")] {
+            style.item(at(micros, place), &mut out);
+        }
+        let expected = "\
++0.00 us TRACE read 5 (src/a.rs:60)
++44.1 ms TRACE read 5 (src/b.rs:60)
++0.00 us TRACE read 5 (src/c.rs:60)
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let json = worded(Style::Json, at(0, "src/a.rs"));
+        assert!(json.contains(r#""place":"src/a.rs:60""#), "{json}");
+    }
+
+    #[test]
+    fn any_message_is_one_json_object_on_one_line() {
+        for message in
+            ["\0\u{1}\u{7f}\u{85}\u{9b}\r\n\t\"\\/", "\u{2028}\u{202e}\u{e0001}\u{feff}\u{fffd}😀", "</script>"]
+        {
+            let json = worded(Style::Json, line(Level::Info, message));
+            assert_eq!((json.matches('\n').count(), json.ends_with('\n')), (1, true), "{json:?}");
+            assert!(!json.trim_end().contains(|it: char| it.is_control()), "{json:?}");
+            let object: serde_json::Value = serde_json::from_str(&json).unwrap();
+            assert_eq!(object["message"], message);
+        }
     }
 
     #[test]

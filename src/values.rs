@@ -330,6 +330,21 @@ pub(crate) fn show_bytes(bytes: u64) -> impl std::fmt::Display {
     bytesize::ByteSize(bytes).display().iec()
 }
 
+/// A time in microseconds as one reads it: three digits and a unit.
+pub(crate) fn show_micros(micros: f64) -> String {
+    let (value, unit) = match micros {
+        _ if micros >= 1e6 => (micros / 1e6, "s"),
+        _ if micros >= 1e3 => (micros / 1e3, "ms"),
+        _ => (micros, "us"),
+    };
+    let decimals = match value {
+        _ if value >= 100.0 => 0,
+        _ if value >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{value:.decimals$} {unit}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -260,7 +260,7 @@ fn log_format_json_makes_an_object_of_each_line() {
     let closed = lines.iter().find(|line| message(line).contains("closed: finished")).unwrap();
     assert_eq!((&closed["level"], &closed["target"]), (&"DEBUG".into(), &"echoloop::serve::echo".into()));
     assert!(message(closed).contains(&format!("{peer}, 0.")), "{closed}");
-    assert!(message(closed).ends_with("5 B received, 5 B echoed"), "{closed}");
+    assert!(message(closed).ends_with("5 B received, 5 B sent"), "{closed}");
 }
 
 #[test]
@@ -281,8 +281,61 @@ fn journal_gets_levels_and_no_time() {
     };
     let log = run(stream(metadata.ino()));
     assert!(log.lines().all(|line| line.starts_with("<6>[echoloop")), "{log}");
-    let log = run(stream(metadata.ino() + 1));
-    assert!(log.lines().last().unwrap().starts_with("20"), "standard error leads elsewhere: {log}");
+    for elsewhere in [&stream(metadata.ino() + 1), "", "1", ":", "1:x", &format!("{}:", metadata.dev())] {
+        let log = run(elsewhere.to_owned());
+        assert!(log.lines().last().unwrap().starts_with("20"), "standard error leads elsewhere: {elsewhere}: {log}");
+    }
+}
+
+#[test]
+fn a_closed_connection_is_told_whatever_its_kind() {
+    let directory = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}", directory.path().join("s").display());
+    let flags = ["-v", "--http", "0", "--idle-timeout", "300ms"];
+    let mut server = Server::start_on(&["127.0.0.1:0", &unix], &flags);
+    let inside = server.inside();
+    let mut peer = server.connect();
+    ping(&mut peer, b"tcp");
+    let name = peer.local_addr().unwrap();
+    drop(peer);
+    server.wait_for_log(&format!("token 0: closed: finished; {name}, 0."));
+    server.wait_for_log(" s, 3 B received, 3 B sent");
+    ping(&mut std::os::unix::net::UnixStream::connect(directory.path().join("s")).unwrap(), b"unix!");
+    server.wait_for_log("token 0: closed: finished; unix, 0.");
+    server.wait_for_log(" s, 5 B received, 5 B sent");
+    get(inside, "/livez");
+    server.wait_for_log("http token 0: GET /livez: 200 OK");
+    server.wait_for_log("http token 0: closed: finished; 127.0.0.1:");
+    // It sends until nothing more is taken, and reads nothing.
+    let deaf = server.connect();
+    deaf.set_nonblocking(true).unwrap();
+    wait_until("the deaf peer is dropped", || {
+        while std::io::Write::write(&mut &deaf, &[7; 65_536]).is_ok() {}
+        server.log().contains("closed: stalled")
+    });
+    let log = server.log();
+    let line = log.lines().find(|line| line.contains("closed: stalled; 127.0.0.1:")).unwrap();
+    assert!(line.ends_with(" KiB unsent"), "what was not sent is not told as sent: {line}");
+}
+
+#[test]
+fn a_client_behind_a_proxy_is_told_with_its_end() {
+    let server = Server::start(&["-v", "--proxy-protocol", "--deny", "203.0.113.0/24"]);
+    let mut peer = server.connect();
+    std::io::Write::write_all(&mut peer, b"PROXY TCP4 198.51.100.7 127.0.0.1 4711 7\r\nhello").unwrap();
+    receive(&mut peer, b"hello");
+    let balancer = peer.local_addr().unwrap();
+    drop(peer);
+    server.wait_for_log(&format!("token 0: {balancer} speaks for 198.51.100.7:4711"));
+    server.wait_for_log("token 0: closed: finished; 198.51.100.7:4711, 0.");
+    let mut denied = server.connect();
+    std::io::Write::write_all(&mut denied, b"PROXY TCP4 203.0.113.1 127.0.0.1 1 7\r\nhello").unwrap();
+    server.wait_for_log("token 0: refused 203.0.113.1:1: denied");
+    server.wait_for_log("token 0: closed: aborted; 203.0.113.1:1, 0.");
+    let mut other = server.connect();
+    std::io::Write::write_all(&mut other, b"\x1b]0;GET / HTTP/1.1\r\n\r\n").unwrap();
+    server.wait_for_log("token 0: no PROXY header: ");
+    assert!(!server.log().contains('\u{1b}'));
 }
 
 #[test]

@@ -542,6 +542,12 @@ fn the_loop_narrates_what_it_does() {
     receive_rest(&mut peer);
     flood.join().unwrap();
     for narration in [
+        "listener 0: ready",
+        "turn 1: slept ",
+        ", 1 event, 1 ready",
+        "reading paused until WRITABLE: ",
+        "reads grow from 65536 to 131072 bytes",
+        "queue: 1 ready, so the next turn comes without a sleep",
         "token 0: accepted 127.0.0.1:",
         "token 0: ready: READABLE",
         "token 0: read 5 of 65536 (short: drained)",
@@ -552,6 +558,25 @@ fn the_loop_narrates_what_it_does() {
     ] {
         server.wait_for_log(narration);
     }
+}
+
+#[test]
+fn a_close_is_narrated_until_the_peer_has_gone() {
+    let server = Server::start(&["-vv", "--terminator", "bye"]);
+    let mut peer = server.connect();
+    ping(&mut peer, b"bye\n");
+    server.wait_for_log("token 0: shut down; lingering for up to 2s until the peer's end");
+    drop(peer);
+    server.wait_for_log("token 0: closed: finished");
+}
+
+#[test]
+fn a_line_names_its_place_in_the_source_on_request() {
+    let server = Server::start(&["-vvv"]);
+    ping(&mut server.connect(), b"hello");
+    server.wait_for_log(" TRACE token 0: sent 5 of 5 (src/reactor/transport.rs:");
+    let log = server.log();
+    assert!(log.lines().all(|line| line.starts_with('+') && line.ends_with(')')), "{log}");
 }
 
 #[test]

@@ -297,24 +297,11 @@ pub(super) fn show_at_least(micros: f64, at_least: bool) -> String {
     format!("{}{}", if at_least { ">" } else { "" }, show_micros(micros))
 }
 
+pub(super) use crate::values::show_micros;
+
 /// Nanoseconds as microseconds.
 pub(super) fn micros(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1000.0
-}
-
-/// A time in microseconds as one reads it: three digits and a unit.
-pub(super) fn show_micros(micros: f64) -> String {
-    let (value, unit) = match micros {
-        _ if micros >= 1e6 => (micros / 1e6, "s"),
-        _ if micros >= 1e3 => (micros / 1e3, "ms"),
-        _ => (micros, "us"),
-    };
-    let decimals = match value {
-        _ if value >= 100.0 => 0,
-        _ if value >= 10.0 => 1,
-        _ => 2,
-    };
-    format!("{value:.decimals$} {unit}")
 }
 
 #[cfg(test)]

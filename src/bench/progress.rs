@@ -11,7 +11,7 @@ use rustix::termios::tcgetwinsize;
 
 use crate::count::counted;
 use crate::outlet::{Outlet, Wording};
-use crate::stdio;
+use crate::{escape, stdio};
 
 /// Bytes that may wait for a reader; what does not fit is left out.
 const LIMIT: usize = 64 * 1024;
@@ -47,13 +47,14 @@ impl Progress {
 
     /// Says it above the bar, if there is one.
     pub fn say(&self, line: &str) {
+        let line = escape::text(line).to_string();
         match &self.screen {
             Some(screen) if self.bar.is_hidden() => {
                 let bytes = format!("{line}\n").into_bytes();
                 let length = bytes.len();
                 screen.outlet.push(bytes, length, 1);
             }
-            _ => self.bar.println(line),
+            _ => self.bar.println(&line),
         }
     }
 

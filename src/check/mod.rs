@@ -28,7 +28,7 @@ use signal_hook::low_level::signal_name;
 
 use crate::count::counted;
 use crate::reactor::address::{Address, DEFAULT, Endpoint};
-use crate::{limits, stdio, values};
+use crate::{escape, limits, stdio, values};
 use catalogue::{About, Promise};
 use exec::Service;
 use lab::Lab;
@@ -269,6 +269,7 @@ pub fn run(config: &Config) -> anyhow::Result<u8> {
 
 /// What is going to be done, at most.
 fn announcement(address: &Address, endpoint: &Endpoint, config: &Config) -> String {
+    let address = escape::text(&address.to_string()).to_string();
     let (many, times) = (config.connections as usize, TRIES as usize);
     match endpoint {
         Endpoint::Udp(_) => {
@@ -368,7 +369,7 @@ fn look_after(
 }
 
 fn deliver(report: &Report, config: &Config) -> anyhow::Result<()> {
-    let json = || serde_json::to_string_pretty(report).map(|text| text + "\n");
+    let json = || serde_json::to_string_pretty(report).map(|text| escape::json(&text).into_owned() + "\n");
     for (path, text) in [(&config.json, json()?), (&config.junit, report.junit())] {
         match path {
             Some(path) if path.as_os_str() == "-" => stdio::print(text)?,

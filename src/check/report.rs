@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::catalogue::{self, About, Promise};
 use crate::count::counted;
+use crate::escape;
 
 /// The version of the files' format.
 const FORMAT: u32 = 1;
@@ -67,12 +68,13 @@ impl Judgement {
     pub fn line(&self) -> String {
         let mut text = format!("{:<24} {:<10} {}", self.id, self.verdict.word(), self.promise);
         if let Some(note) = &self.note {
-            let _ = write!(text, " ({note})");
+            let _ = write!(text, " ({})", escape::text(note));
         }
         text.push('\n');
         if let (Some(sent), Some(got)) = (&self.sent, &self.got) {
             let again = if self.tries > 1 { format!(" ({})", counted(self.tries, "time")) } else { String::new() };
-            let _ = writeln!(text, "{:<36}sent: {sent}\n{:<36}came: {got}{again}", "", "");
+            let _ =
+                writeln!(text, "{:<36}sent: {}\n{:<36}came: {}{again}", "", escape::text(sent), "", escape::text(got));
         }
         if let Some(cause) = self.cause {
             let _ = writeln!(text, "{:<36}usual cause: {cause}", "");
@@ -134,7 +136,7 @@ impl Report {
             self.judgements.iter().filter(|it| it.verdict == Verdict::Broken).map(|it| it.id).collect();
         let mut text = format!(
             "\n{}: {} of {} hold",
-            self.address,
+            escape::text(&self.address),
             self.count(Verdict::Holds),
             counted(self.judgements.len(), "promise")
         );
@@ -193,13 +195,12 @@ impl Report {
 
 fn xml_text(text: &str) -> String {
     let mut out = String::new();
-    for character in text.chars() {
+    for character in escape::text(text).to_string().chars() {
         match character {
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '&' => out.push_str("&amp;"),
             '"' => out.push_str("&quot;"),
-            character if character.is_control() => out.extend(character.escape_default()),
             character => out.push(character),
         }
     }
@@ -291,15 +292,20 @@ mod tests {
             verdict,
             tries: 1,
             seconds: 0.5,
-            sent: Some("'\u{1}&'".to_owned()),
-            got: None,
+            sent: Some("'\u{1}&\u{202e}\u{e0041}'".to_owned()),
+            got: Some(String::new()),
             cause: None,
             note: None,
         };
         report.judgements = vec![judgement(Verdict::Holds), judgement(Verdict::Broken), judgement(Verdict::NotJudged)];
         let xml = report.junit();
         assert!(xml.contains("tests=\"3\" failures=\"1\" skipped=\"1\""), "{xml}");
-        assert!(xml.contains("a &lt; b") && xml.contains("a&quot;b") && xml.contains("\\u{1}&amp;"), "{xml}");
+        assert!(
+            xml.contains("a &lt; b") && xml.contains("a&quot;b") && xml.contains("\\u{1}&amp;\\u{202e}\\u{e0041}'"),
+            "{xml}"
+        );
+        let text = report.judgements[1].line();
+        assert!(text.contains("sent: '\\u{1}&\\u{202e}\\u{e0041}'"), "{text}");
         assert!(!report.passes());
     }
 }

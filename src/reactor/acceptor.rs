@@ -94,12 +94,11 @@ impl<S> Acceptor<S> {
         self.listeners.push(Some(Listener { socket, ready, pause, connections_then: 0, remaining: None }));
     }
 
-    /// Notes the readiness of the listener whose key this is, if it is one's.
-    pub fn note(&mut self, key: usize) {
+    /// Notes the readiness of the listener whose key this is, if it is one's. Returns its number.
+    pub fn note(&mut self, key: usize) -> Option<usize> {
         let number = key.wrapping_sub(Settings::TOKENS / 2);
-        if let Some(Some(listener)) = self.listeners.get_mut(number) {
-            listener.ready = true;
-        }
+        self.listeners.get_mut(number)?.as_mut()?.ready = true;
+        Some(number)
     }
 
     /// Accepts up to `limit` further connections, and leaves others in the backlog.

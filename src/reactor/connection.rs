@@ -325,6 +325,11 @@ impl<S: Stream> Connection<S> {
         matches!(self.input, Input::Discarded | Input::EndedAfterClose)
     }
 
+    /// Whether the peer has been told that nothing more is sent.
+    pub fn is_shut(&self) -> bool {
+        self.output == Output::Shut
+    }
+
     fn is_ended(&self) -> bool {
         matches!(self.input, Input::Ended | Input::EndedAfterClose)
     }

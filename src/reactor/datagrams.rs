@@ -264,6 +264,11 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
         self.paused.clear();
     }
 
+    /// The number of sockets that can make a step without an event.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// Whether there is no socket.
     pub fn is_empty(&self) -> bool {
         self.ports.is_empty()
@@ -321,7 +326,7 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
                     port.readable = false;
                 }
                 Err(error) => {
-                    trace!("token {}: receiving datagrams: {error}", token.0);
+                    trace!("udp token {key}: receiving datagrams: {error}");
                     outlet.counters.receive_errors += 1;
                     if port.pause.is_persistent() {
                         port.pause.begin(self.now);
@@ -364,6 +369,11 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Source for Datagrams<D, P> {
             // Whatever it reports: what a send has asked for may have come by now, and to look costs less than another wait.
             port.readable = true;
             port.wants_turn |= readiness.writable;
+            trace!(
+                "udp token {key}: ready:{}{}",
+                if readiness.readable { " READABLE" } else { "" },
+                if readiness.writable { " WRITABLE" } else { "" }
+            );
             self.queue(key);
         }
     }

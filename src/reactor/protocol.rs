@@ -64,6 +64,9 @@ pub trait Protocol<S: Stream>: Sized {
         transport.abort();
     }
 
+    /// The connection goes, with so many bytes that were written and that its socket has not taken.
+    fn unsent(&mut self, _state: &mut Self::State, _bytes: usize) {}
+
     /// The connection is gone.
     fn closed(&mut self, _token: Token, _state: Self::State, _reason: &CloseReason) {}
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use log::{debug, trace};
+use log::{Level, debug, log_enabled, trace};
 use mio::Token;
 use slab::Slab;
 
@@ -19,6 +19,7 @@ use super::source::{Readiness, Source, shortest};
 use super::stream::Stream;
 use super::timer_wheel::{Millis, TimerWheel};
 use super::transport::{Now, Transport};
+use crate::count::counted;
 
 /// Memory that must be left before another connection is added, for what its protocol and its timers may take, in bytes.
 const HEADROOM: usize = 64 * 1024;
@@ -276,6 +277,11 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         }
     }
 
+    /// The number of connections that can make a step without an event.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// The number of connections.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -491,12 +497,13 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
 
     fn accept_one(&mut self, number: usize, listener: &mut dyn Listen<Stream = S>) -> io::Result<Accepted> {
         let now = self.now.instant;
+        let label = self.settings.label(self.slots.vacant_key());
         let mut refused = false;
         let inserted = self.insert(false, Some(number), |token, protocol| {
             let (stream, origin) = listener.accept(token)?;
             match protocol.accept(origin, now) {
                 Ok(state) => {
-                    debug!("token {}: accepted {origin}", token.0);
+                    debug!("{label}: accepted {origin}");
                     Ok((stream, state))
                 }
                 Err(refusal) => {
@@ -531,7 +538,12 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             listener.open -= 1;
         }
         let token = Token(self.settings.first_token + key);
-        trace!("token {}: closed: {reason}", token.0);
+        let waiting = slot.connection.waiting();
+        let dropped = if waiting > 0 { ", with bytes unsent" } else { "" };
+        trace!("{}: closed: {reason}{dropped}", self.settings.label(key));
+        if waiting > 0 {
+            self.protocol.unsent(&mut slot.state, waiting);
+        }
         // Part of an answer must not look like the whole.
         let in_order = matches!(reason, CloseReason::Finished | CloseReason::Idle);
         if !in_order && slot.connection.would_lose_bytes() {
@@ -549,12 +561,15 @@ impl<S: Stream, P: Protocol<S>> Source for Reactor<S, P> {
     fn note(&mut self, readiness: Readiness) {
         let key = self.key(readiness.token);
         let Some(slot) = self.slots.get_mut(key) else {
-            return self.acceptor.note(key);
+            return match self.acceptor.note(key) {
+                Some(number) => trace!("{}: ready", self.settings.listener_label(number)),
+                None => trace!("{}: stale event: its connection is gone", self.settings.label(key)),
+            };
         };
         self.noted += 1;
         trace!(
-            "token {}: ready:{}{}{}{}",
-            readiness.token.0,
+            "{}: ready:{}{}{}{}",
+            self.settings.label(key),
             if readiness.readable { " READABLE" } else { "" },
             if readiness.writable { " WRITABLE" } else { "" },
             if readiness.read_closed { " READ_CLOSED" } else { "" },
@@ -578,6 +593,9 @@ impl<S: Stream, P: Protocol<S>> Source for Reactor<S, P> {
         self.expire();
         self.give_way();
         self.accept();
+        if !self.ready.is_empty() {
+            trace!("queue: {} ready, so the next turn comes without a sleep", self.ready.len());
+        }
     }
 
     fn sleep(&self, now: Instant) -> Option<Duration> {
@@ -614,7 +632,7 @@ fn drive<S: Stream, P: Protocol<S>>(
     let mut left = budget;
     while transport.connection.may_receive(P::FULL_DUPLEX) {
         if left == 0 {
-            trace!("token {}: budget spent: back to the ready queue", transport.token().0);
+            trace!("{}: budget spent: back to the ready queue", transport.label());
             break;
         }
         let size = transport.read_size();
@@ -640,6 +658,13 @@ fn drive<S: Stream, P: Protocol<S>>(
             protocol.read_drained(transport, state);
         }
         transport.check()?;
+    }
+    if log_enabled!(Level::Trace) && !P::FULL_DUPLEX && transport.is_held_up() {
+        trace!(
+            "{}: reading paused until WRITABLE: {} to send",
+            transport.label(),
+            counted(transport.waiting(), "byte")
+        );
     }
     Ok(())
 }

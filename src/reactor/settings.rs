@@ -1,5 +1,6 @@
 //! How a reactor behaves.
 
+use std::fmt;
 use std::time::Duration;
 
 /// How a reactor behaves. The defaults suit a server of streams.
@@ -20,9 +21,21 @@ pub struct Settings {
     /// The token of the first connection. A reactor owns the tokens from here on up to [`Settings::TOKENS`] more, so
     /// that several sources can share a poll.
     pub first_token: usize,
+    /// What the log calls this reactor, in front of a connection's number, where several share a poll.
+    pub name: &'static str,
 }
 
 impl Settings {
+    /// What the log calls the connection with this number.
+    pub(super) fn label(&self, key: usize) -> Label {
+        Label { name: self.name, what: "token", key }
+    }
+
+    /// What the log calls the listener with this number.
+    pub(super) fn listener_label(&self, key: usize) -> Label {
+        Label { name: self.name, what: "listener", key }
+    }
+
     /// How many tokens a reactor owns: its connections have those from `first_token` on, which are their slab keys,
     /// and its listeners those of the upper half.
     pub const TOKENS: usize = 1 << (usize::BITS - 3);
@@ -38,6 +51,22 @@ impl Default for Settings {
             max_connections: usize::MAX,
             idle_timeout: None,
             first_token: 0,
+            name: "",
         }
+    }
+}
+
+/// What the log calls a connection: "token 7", or "http token 7".
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Label {
+    name: &'static str,
+    what: &'static str,
+    key: usize,
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let separator = if self.name.is_empty() { "" } else { " " };
+        write!(f, "{}{separator}{} {}", self.name, self.what, self.key)
     }
 }

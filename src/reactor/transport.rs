@@ -7,11 +7,12 @@ use log::trace;
 use mio::Token;
 
 use super::close_reason::CloseReason;
-use super::connection::{Connection, Received};
+use super::connection::{Connection, Input, LINGER_TIMEOUT, Received};
 use super::counters::Counters;
-use super::settings::Settings;
+use super::settings::{Label, Settings};
 use super::stream::Stream;
 use super::timer_wheel::Millis;
+use crate::count::counted;
 
 /// The time of the turn, in both of its forms.
 #[derive(Debug, Clone, Copy)]
@@ -58,13 +59,13 @@ impl<'a, S: Stream> Transport<'a, S> {
                     self.counters.waiting_bytes += (bytes.len() - taken) as u64;
                     self.counters.partial_sends += 1;
                     trace!(
-                        "token {}: sent {taken} of {}; {} wait for WRITABLE",
-                        self.token.0,
+                        "{}: sent {taken} of {}; {} wait for WRITABLE",
+                        self.label(),
                         bytes.len(),
                         self.connection.waiting()
                     );
                 } else {
-                    trace!("token {}: sent {taken} of {taken}", self.token.0);
+                    trace!("{}: sent {taken} of {taken}", self.label());
                 }
             }
             Err(error) => self.end = Some(error.into()),
@@ -80,7 +81,11 @@ impl<'a, S: Stream> Transport<'a, S> {
     /// may still take and send has a deadline ([`CLOSE_TIMEOUT`](super::CLOSE_TIMEOUT),
     /// [`LINGER_TIMEOUT`](super::LINGER_TIMEOUT)).
     pub fn close(&mut self) {
+        let was_closing = self.connection.is_closing();
         self.connection.close(self.now.millis);
+        if !was_closing && self.connection.waiting() > 0 {
+            trace!("{}: closing once {} are sent", self.label(), counted(self.connection.waiting(), "byte"));
+        }
     }
 
     /// Drops the connection as soon as the protocol's call returns, whatever waits. The peer is told by a reset.
@@ -135,23 +140,28 @@ impl<'a, S: Stream> Transport<'a, S> {
     }
 
     pub(super) fn grow(&mut self, count: usize) {
+        let before = self.read_size();
         self.connection.grow(count, self.settings.read_size, self.settings.max_read_size);
+        let size = self.read_size();
+        if size > before {
+            trace!("{}: reads grow from {before} to {size} bytes: the peer fills them", self.label());
+        }
     }
 
     pub(super) fn receive(&mut self, into: &mut [u8]) -> io::Result<Received> {
         let received = self.connection.receive(into, self.now.millis)?;
         match received {
             Received::Bytes { count, drained } => trace!(
-                "token {}: read {count} of {}{}",
-                self.token.0,
+                "{}: read {count} of {}{}",
+                self.label(),
                 into.len(),
                 if drained { " (short: drained)" } else { "" }
             ),
             Received::WouldBlock => {
                 self.counters.would_blocks += 1;
-                trace!("token {}: read: would block", self.token.0);
+                trace!("{}: read: would block", self.label());
             }
-            Received::End => trace!("token {}: read 0: the peer has closed its side", self.token.0),
+            Received::End => trace!("{}: read 0: the peer has closed its side", self.label()),
         }
         Ok(received)
     }
@@ -171,15 +181,34 @@ impl<'a, S: Stream> Transport<'a, S> {
             self.counters.partial_sends += 1;
         }
         trace!(
-            "token {}: WRITABLE: sent {taken} of {waited}; {}",
-            self.token.0,
+            "{}: WRITABLE: sent {taken} of {waited}; {}",
+            self.label(),
             if left > 0 { "the rest goes on waiting" } else { "flushed, the buffer is given back" }
         );
         Ok(left == 0)
     }
 
     pub(super) fn settle(&mut self) -> io::Result<bool> {
-        self.connection.settle(self.now.millis)
+        let was_finishing = self.connection.is_closing() && !self.connection.is_shut();
+        let over = self.connection.settle(self.now.millis)?;
+        if was_finishing && self.connection.is_shut() && !over {
+            if self.connection.closing_due().is_some() {
+                trace!("{}: shut down; lingering for up to {LINGER_TIMEOUT:?} until the peer's end", self.label());
+            } else {
+                trace!("{}: shut down; what comes is still read", self.label());
+            }
+        }
+        Ok(over)
+    }
+
+    /// Whether nothing is read because bytes wait to be sent.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.connection.waiting() > 0 && self.connection.input() == Input::Open
+    }
+
+    /// What the log calls the connection.
+    pub(super) fn label(&self) -> Label {
+        self.settings.label(self.token.0 - self.settings.first_token)
     }
 
     /// Whether the protocol's call has ended the connection, by a write that failed or by aborting it.

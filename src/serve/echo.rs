@@ -21,12 +21,12 @@ use mio::Token;
 
 use super::Config;
 use super::access::{AccessOptions, Gate, Refusal};
+use super::logged::Logged;
 use super::printer::Printer;
 use super::proxy::{self, Header};
 use crate::escape;
 use crate::reactor::socket::Origin;
 use crate::reactor::{self, CloseReason, Protocol, Stream, Transport};
-use crate::values::show_bytes;
 
 /// How long a proxy may take to send its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,7 +95,7 @@ impl Echo {
         let needed = self.rules.is_some() || self.proxied || self.gate.counts() || logged;
         needed.then(|| {
             let header = self.proxied.then(|| Awaited { due: now + HEADER_TIMEOUT, bytes: Vec::new() });
-            let logged = logged.then_some(Logged { opened: now, received: 0, echoed: 0 });
+            let logged = logged.then(|| Logged::new(origin, now));
             Box::new(Session { header, messages: Messages::new(origin), logged })
         })
     }
@@ -116,7 +116,7 @@ impl Echo {
     }
 
     /// Takes a connection's next bytes as far as they are its header, and returns the rest of them.
-    fn take_header<'a>(&mut self, session: &mut Session, bytes: &'a [u8]) -> Result<&'a [u8], Refusal> {
+    fn take_header<'a>(&mut self, token: Token, session: &mut Session, bytes: &'a [u8]) -> Result<&'a [u8], Refusal> {
         let Some(awaited) = &mut session.header else { return Ok(bytes) };
         let before = awaited.bytes.len();
         // Nearly always the header comes whole, and is looked at where it is.
@@ -135,8 +135,13 @@ impl Echo {
             }
             Header::Complete { length, source } => {
                 let origin = source.map_or(session.messages.peer, Origin::Ip);
-                self.gate.admit(origin)?;
-                debug!("{} speaks for {origin}", session.messages.peer);
+                debug!("token {}: {} speaks for {origin}", token.0, session.messages.peer);
+                if let Some(logged) = &mut session.logged {
+                    logged.peer = origin;
+                }
+                self.gate
+                    .admit(origin)
+                    .inspect_err(|refusal| debug!("token {}: refused {origin}: {refusal}", token.0))?;
                 session.messages.peer = origin;
                 session.header = None;
                 self.awaiting_header -= 1;
@@ -144,7 +149,7 @@ impl Echo {
                 Ok(&bytes[length - before..])
             }
             Header::Malformed(cause) => {
-                debug!("{}: no PROXY header: {cause}", session.messages.peer);
+                debug!("token {}: no PROXY header: {cause}", token.0);
                 self.gate.refuse(Refusal::Header);
                 Err(Refusal::Header)
             }
@@ -171,8 +176,10 @@ impl<S: Stream> Protocol<S> for Echo {
             transport.write(bytes);
             return;
         };
-        let received = bytes.len();
-        let Ok(bytes) = self.take_header(session, bytes) else {
+        if let Some(logged) = &mut session.logged {
+            logged.received += bytes.len() as u64;
+        }
+        let Ok(bytes) = self.take_header(transport.token(), session, bytes) else {
             transport.abort();
             return;
         };
@@ -186,8 +193,7 @@ impl<S: Stream> Protocol<S> for Echo {
             transport.close();
         }
         if let Some(logged) = &mut session.logged {
-            logged.received += received as u64;
-            logged.echoed += echo as u64;
+            logged.sent += echo as u64;
         }
     }
 
@@ -221,16 +227,16 @@ impl<S: Stream> Protocol<S> for Echo {
         transport.abort();
     }
 
+    fn unsent(&mut self, state: &mut Self::State, bytes: usize) {
+        if let Some(logged) = state.as_mut().and_then(|session| session.logged.as_mut()) {
+            logged.unsent = bytes as u64;
+        }
+    }
+
     fn closed(&mut self, token: Token, state: Self::State, reason: &CloseReason) {
         let Some(session) = state else { return };
-        if let Some(Logged { opened, received, echoed }) = session.logged {
-            let (peer, after) = (session.messages.peer, opened.elapsed().as_secs_f64());
-            debug!(
-                "token {}: closed: {reason}; {peer}, {after:.3} s, {} received, {} echoed",
-                token.0,
-                show_bytes(received),
-                show_bytes(echoed)
-            );
+        if let Some(logged) = &session.logged {
+            debug!("token {}: {}", token.0, logged.farewell(reason));
         }
         if session.header.is_some() {
             self.awaiting_header -= 1;
@@ -259,15 +265,6 @@ pub struct Session {
     messages: Messages,
     /// For the log, if it tells of connections.
     logged: Option<Logged>,
-}
-
-/// What the log tells of a connection when it is closed.
-struct Logged {
-    opened: Instant,
-    /// Bytes that came, a PROXY header among them.
-    received: u64,
-    /// Bytes that were to go back.
-    echoed: u64,
 }
 
 /// A header, as far as it has come.

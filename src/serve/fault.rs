@@ -699,6 +699,10 @@ impl<S: Stream> Protocol<S> for Faulty {
         self.release(transport, state);
     }
 
+    fn unsent(&mut self, state: &mut Victim, bytes: usize) {
+        Protocol::<S>::unsent(&mut self.echo, &mut state.echo, bytes);
+    }
+
     fn closed(&mut self, token: Token, state: Victim, reason: &CloseReason) {
         Protocol::<S>::closed(&mut self.echo, token, state.echo, reason);
     }

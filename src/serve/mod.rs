@@ -10,6 +10,7 @@ mod config;
 mod datagrams;
 pub mod echo;
 mod fault;
+mod logged;
 mod printer;
 mod proxy;
 pub mod service;
@@ -30,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use indicatif::HumanCount;
-use log::{debug, info, warn};
+use log::{debug, info, trace, warn};
 use rustix::io::Errno;
 use signal_hook::low_level::signal_name;
 
@@ -39,6 +40,7 @@ use crate::reactor::address::{DEFAULT, Endpoint};
 use crate::reactor::socket::Socket;
 use crate::reactor::{Poller, Source, UdpPort, check_backlog, shortest};
 use crate::signals::{Request, StopSignals};
+use crate::values::show_micros;
 use crate::{escape, limits, stdio};
 use admin::Admin;
 use echo::SharedPrinter;
@@ -252,9 +254,11 @@ impl<P: StreamService<Socket>> Server<P> {
             let freeze = self.freezing.as_ref().map(|it| it.next.saturating_duration_since(before));
             let sleep = shortest([self.service.sleep(before), self.supervisor.sleep(before), freeze]);
             let (now, events) = self.poller.wait(sleep)?;
-            self.service.asleep += now.saturating_duration_since(before);
-            let mut signalled = false;
+            let asleep = now.saturating_duration_since(before);
+            self.service.asleep += asleep;
+            let (mut signalled, mut count) = (false, 0);
             for readiness in events {
+                count += 1;
                 match Owner::of(readiness.token) {
                     Owner::Signals => signalled = true,
                     _ => self.service.note(readiness),
@@ -265,6 +269,13 @@ impl<P: StreamService<Socket>> Server<P> {
                 self.service.count_fault(|counters| counters.freezes += 1);
                 thread::sleep(freezing.length);
             }
+            trace!(
+                "turn {}: slept {}, {}, {} ready",
+                self.service.streams.counters().turns + 1,
+                show_micros(asleep.as_secs_f64() * 1e6),
+                counted(count, "event"),
+                self.service.ready()
+            );
             self.service.turn(now);
             self.supervisor.turn(now);
             if signalled && let Some(ending) = self.take_signals(now) {

@@ -158,6 +158,11 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
         !self.streams.is_listening() && self.streams.is_empty() && (had_streams || self.datagrams.is_empty())
     }
 
+    /// How many connections, of all kinds, and datagram sockets can make a step without an event.
+    pub fn ready(&self) -> usize {
+        self.streams.ready() + self.datagrams.ready() + self.admin.as_ref().map_or(0, |admin| admin.reactor.ready())
+    }
+
     /// Where it listens at present.
     fn listening(&self) -> Vec<Endpoint> {
         let is_open = |endpoint: &&Endpoint| match endpoint {

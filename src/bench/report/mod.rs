@@ -17,7 +17,7 @@ pub use files::{Files, Outputs};
 pub use text::{comparison, step_line, text};
 
 use super::Run;
-use crate::stdio;
+use crate::{escape, stdio};
 use files::Format;
 
 /// Nanoseconds in the milliseconds that HdrHistogram's tools expect.
@@ -49,9 +49,7 @@ pub fn deliver(text: &str, runs: &[Run], files: Files) -> Vec<anyhow::Error> {
 
 /// A run as JSON, as `Run::read` reads it.
 fn json(run: &Run) -> anyhow::Result<Vec<u8>> {
-    let mut json = serde_json::to_vec_pretty(run)?;
-    json.push(b'\n');
-    Ok(json)
+    Ok((escape::json(&serde_json::to_string_pretty(run)?).into_owned() + "\n").into_bytes())
 }
 
 /// The JSON Schema of runs.
@@ -66,7 +64,7 @@ fn interval_log(run: &Run) -> anyhow::Result<Vec<u8>> {
     let mut serializer = V2DeflateSerializer::new();
     let began = humantime::parse_rfc3339(&run.measured_from).context("the run's beginning is no time")?;
     let mut writer = IntervalLogWriterBuilder::new()
-        .add_comment(&format!("echoloop bench: {}", run.name.replace(['\r', '\n'], " ")))
+        .add_comment(&format!("echoloop bench: {}", escape::text(&run.name)))
         .with_start_time(began)
         .with_base_time(SystemTime::UNIX_EPOCH)
         .with_max_value_divisor(NANOS_PER_MILLI)

@@ -11,11 +11,13 @@
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime};
 
+use log::{Level, debug, log_enabled};
 use mio::Token;
 
 use super::request::{self, METHOD_NOT_ALLOWED, Request};
 use crate::reactor::socket::Origin;
-use crate::reactor::{CloseReason, Protocol, Refusal, Stream, Transport};
+use crate::reactor::{CloseReason, Protocol, Refusal, Settings, Stream, Transport};
+use crate::serve::logged::Logged;
 
 /// How long a whole request, and the taking of its answer, may take. So one that is slow on purpose does not keep its
 /// slot.
@@ -38,6 +40,10 @@ pub(in crate::serve) struct Answer {
 impl Answer {
     pub fn new(status: &'static str, content_type: &'static str, body: String) -> Self {
         Answer { status, content_type, body }
+    }
+
+    pub fn status(&self) -> &'static str {
+        self.status
     }
 
     pub fn text(status: &'static str, body: String) -> Self {
@@ -103,6 +109,8 @@ pub(in crate::serve) struct Exchange {
     /// Since when it is asking, or is asked to.
     since: Instant,
     over_loopback: bool,
+    /// For the log, if it tells of connections.
+    logged: Option<Logged>,
 }
 
 impl Exchange {
@@ -132,7 +140,11 @@ impl Http {
     ) {
         let keep = request.keep().is_some_and(|keep| *keep);
         exchange.head.clear();
-        transport.write(&answer.encode(request, keep));
+        let bytes = answer.encode(request, keep);
+        if let Some(logged) = &mut exchange.logged {
+            logged.sent += bytes.len() as u64;
+        }
+        transport.write(&bytes);
         if !keep {
             transport.close();
         } else if transport.waiting() == 0 {
@@ -146,7 +158,8 @@ impl<S: Stream> Protocol<S> for Http {
 
     fn accept(&mut self, origin: Origin, now: Instant) -> Result<Exchange, Refusal> {
         let over_loopback = origin.ip().is_some_and(|ip| ip.is_loopback());
-        Ok(Exchange { head: Vec::new(), stage: Stage::New, since: now, over_loopback })
+        let logged = log_enabled!(Level::Debug).then(|| Logged::new(origin, now));
+        Ok(Exchange { head: Vec::new(), stage: Stage::New, since: now, over_loopback, logged })
     }
 
     fn received(&mut self, transport: &mut Transport<'_, S>, exchange: &mut Exchange, bytes: &[u8]) {
@@ -154,6 +167,9 @@ impl<S: Stream> Protocol<S> for Http {
             exchange.since = transport.now();
         }
         exchange.stage = Stage::Asking;
+        if let Some(logged) = &mut exchange.logged {
+            logged.received += bytes.len() as u64;
+        }
         exchange.head.extend_from_slice(bytes);
         // One that waits for its answer already gets that, and no other; so that it does not wait for one, it is closed.
         if let Some((_, request)) = self.requests.iter_mut().find(|(token, _)| *token == transport.token()) {
@@ -203,7 +219,16 @@ impl<S: Stream> Protocol<S> for Http {
         }
     }
 
-    fn closed(&mut self, token: Token, _: Exchange, _: &CloseReason) {
+    fn unsent(&mut self, exchange: &mut Exchange, bytes: usize) {
+        if let Some(logged) = &mut exchange.logged {
+            logged.unsent = bytes as u64;
+        }
+    }
+
+    fn closed(&mut self, token: Token, exchange: Exchange, reason: &CloseReason) {
+        if let Some(logged) = &exchange.logged {
+            debug!("http token {}: {}", token.0 % Settings::TOKENS, logged.farewell(reason));
+        }
         self.requests.retain(|(asking, _)| *asking != token);
     }
 }

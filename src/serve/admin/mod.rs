@@ -79,6 +79,7 @@ impl<S: Stream> Admin<S> {
     pub fn new(max_connections: usize) -> Self {
         let settings = Settings {
             first_token: tokens::ADMIN,
+            name: "http",
             // A request is short, and one is answered at a time.
             read_size: request::LONGEST,
             max_read_size: request::LONGEST,
@@ -102,8 +103,8 @@ impl<S: Stream> Admin<S> {
     /// Answers the requests that have come.
     pub fn answer(&mut self, now: Instant, server: &impl StatusSource) {
         for (token, mut request) in self.reactor.protocol_mut().take_requests() {
-            debug!("http: {request:?}");
             let answer = answer(&request, now, self.started, server);
+            debug!("http token {}: {request}: {}", token.0 - tokens::ADMIN, answer.status());
             self.reactor.with(token, |http, transport, state| http.answer(transport, state, &mut request, &answer));
         }
         let crowded = self.reactor.is_crowded();

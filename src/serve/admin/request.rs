@@ -2,6 +2,7 @@
 //!
 //! A crate parses heads; here is judged what they ask for. It is not known here what there is to be asked for.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 /// The longest request head in bytes.
@@ -39,6 +40,17 @@ impl Request {
         match self {
             Request::Get { keep, .. } | Request::Options { keep } => Some(keep),
             Request::Bad { .. } => None,
+        }
+    }
+}
+
+/// As the log says it.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Request::Get { path, head, .. } => write!(f, "{} {path}", if *head { "HEAD" } else { "GET" }),
+            Request::Options { .. } => f.write_str("OPTIONS"),
+            Request::Bad { .. } => f.write_str("a request that is refused"),
         }
     }
 }
