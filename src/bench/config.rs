@@ -20,103 +20,107 @@ const DURATION: Duration = Duration::from_secs(10);
 /// What load to make.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
-    /// Whom to load: HOST:PORT or [IPV6]:PORT; udp:HOST:PORT sends each message as a datagram; or unix:PATH
+    /// Load HOST:PORT, udp:HOST:PORT or unix:PATH. PORT alone is on 127.0.0.1; an IPv6 address is in brackets, as in
+    /// [::1]:7777; with udp: each message is a datagram
     #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
     pub address: Address,
 
-    /// Connections that carry messages; may be 0 if there are idle ones
+    /// Connections that carry messages. May be 0 if there are --idle ones
     #[arg(help_heading = "Load", short, long, value_name = "N", default_value_t = 50, value_parser = values::connections)]
     pub connections: usize,
 
-    /// Connections that are held open and silent beside them, to see what they cost
+    /// Further connections that are held open and silent, to see what they cost
     #[arg(help_heading = "Load", long, value_name = "N", default_value_t = 0, value_parser = values::connections)]
     pub idle: usize,
 
-    /// Open so many connections per second; by default as fast as it goes
+    /// Open R connections per second. By default they are opened as fast as possible
     #[arg(help_heading = "Load", long, value_name = "R", value_parser = values::positive_rate)]
     pub connect_rate: Option<f64>,
 
-    /// The size of messages, such as 64 or 16KiB; or the bounds of it, such as 1..4KiB, and sizes are uniform between
+    /// Size of messages, as 16KiB or 1..4KiB. Within a range sizes are distributed uniformly
     #[arg(help_heading = "Load", short, long, value_name = "SIZE", default_value = "64", value_parser = values::message_size)]
     pub size: (u64, u64),
 
-    /// Messages in flight on each connection; datagrams: 64 at most
+    /// Messages in flight on each connection. At most 64 for datagrams
     #[arg(help_heading = "Load", short, long, value_name = "N", default_value_t = 1, value_parser = values::depth,
           conflicts_with = "rate")]
     pub depth: u64,
 
-    /// An open loop: R messages per second over all connections, on a schedule that does not wait for replies
+    /// Send R messages per second, on a schedule. They are spread over all connections, and the schedule does not wait
+    /// for replies (an open loop)
     #[arg(help_heading = "Load", short, long, value_name = "R", value_parser = values::positive_rate)]
     pub rate: Option<f64>,
 
-    /// How long to measure [default: 10s, or until all --messages have been sent]
+    /// Measure for DUR (10s unless --messages is given)
     #[arg(help_heading = "Start and stop", short = 't', long, value_name = "DUR", value_parser = values::positive_duration)]
     pub duration: Option<Duration>,
 
-    /// Measure no more than N messages
+    /// Measure at most N messages
     #[arg(help_heading = "Start and stop", short = 'n', long, value_name = "N", value_parser = values::messages)]
     pub messages: Option<u64>,
 
-    /// With all connections open, wait until TIME before any load: UTC, such as 2026-11-24T20:00:00Z. So that several
-    /// generators begin together
+    /// Open all connections, then wait until TIME before sending. UTC, such as 2026-11-24T20:00:00Z: several generators
+    /// can start together
     #[arg(help_heading = "Start and stop", long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
     pub start_at: Option<SystemTime>,
 
-    /// Load before that, which is not counted
+    /// Load for DUR before measuring. That load is not part of the results
     #[arg(help_heading = "Start and stop", long, value_name = "DUR", default_value = "1s", value_parser = values::duration)]
     pub warm_up: Duration,
 
-    /// Look for the highest rate at which a criterion such as 'p99<5ms' holds: rates are doubled until it does not, and
-    /// then bisected. A step holds if it shows so with a confidence of 95 %, and counts if two of three tries agree. --rate is
-    /// where to begin [1000], --duration the length of each step [2s or more: as long as its percentile needs]
+    /// Find the highest rate at which EXPR holds. EXPR is a criterion such as 'p99<5ms'. The rate is doubled until it
+    /// does not hold, and then bisected. A step holds if that is shown with 95 % confidence, and counts if two of three
+    /// tries agree. --rate is where to begin [1000], --duration the length of each step [at least 2s, and as long as
+    /// the percentile needs]
     #[arg(help_heading = "Load", long, value_name = "EXPR", conflicts_with_all = ["messages", "depth"])]
     pub find_rate: Option<Criterion>,
 
-    /// Close a connection after N messages, and open another
+    /// Close each connection after N messages, and open another
     #[arg(help_heading = "Load", long, value_name = "N", value_parser = values::messages)]
     pub reconnect: Option<u64>,
 
-    /// Local addresses to dial from, in turn, such as 127.0.0.1-127.0.0.9: for more connections than one address has
-    /// ports
+    /// Connect from these local addresses in turn, such as 127.0.0.1-127.0.0.9. For more connections than one address
+    /// has ports
     #[arg(help_heading = "Sockets", long = "source", value_name = "IP[,IP...]")]
     pub sources: Option<Sources>,
 
-    /// Of a name's addresses take IPv4 ones only
+    /// Use only the IPv4 addresses of a host name
     #[arg(help_heading = "Sockets", short = '4', long, conflicts_with = "ipv6")]
     pub ipv4: bool,
 
-    /// Of a name's addresses take IPv6 ones only
+    /// Use only the IPv6 addresses of a host name
     #[arg(help_heading = "Sockets", short = '6', long)]
     pub ipv6: bool,
 
-    /// Share the connections out among all addresses of a name. By default all go to the first that accepts one; which it
-    /// was, the report says
+    /// Distribute the connections over all addresses of a host name. By default all go to the first one that accepts a
+    /// connection; the report says which
     #[arg(help_heading = "Sockets", long)]
     pub all_addresses: bool,
 
-    /// A reply, or a connect, that takes longer is an error; a run without any connection for that long is over
+    /// Count replies later than DUR as errors. The same goes for connects; a run without any connection for that long
+    /// ends
     #[arg(help_heading = "Start and stop", long, value_name = "DUR", default_value = "5s", value_parser = values::positive_duration)]
     pub timeout: Duration,
 
-    /// What sizes and bytes are made from: the same seed makes the same
+    /// Seed of message sizes and contents: the same seed makes the same messages
     #[arg(help_heading = "Load", long, value_name = "N", default_value_t = 1, value_parser = values::whole::<u64>(0..=u64::MAX))]
     pub seed: u64,
 
-    /// Before sleeping in the poll, spin for up to DUR, such as 50us: finer times, for a busy core
+    /// Spin for up to DUR, such as 50us, before sleeping in the poll. Finer timing at the price of a busy core
     #[arg(help_heading = "Sockets", long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
     pub busy_poll: Duration,
 
-    /// Watch the server's process, with its threads and its children (on this machine, on Linux): its processor time per
-    /// message, its memory per connection
+    /// Report CPU and memory of the server process PID. Its threads and children are included: CPU time per message,
+    /// memory per connection. On this machine, on Linux
     #[arg(help_heading = "Output", long, value_name = "PID", value_parser = values::whole::<i32>(1..=i32::MAX as u64))]
     pub watch_pid: Option<i32>,
 
-    /// Tell the servers behind one address apart by the line that each sends first (`serve --greeting`): replies and latency
-    /// of each. A connection is open when that line has come
+    /// Report on each of the servers behind one address. They are told apart by the line that each sends first (`serve
+    /// --greeting`); a connection is open once that line has come
     #[arg(help_heading = "Output", long)]
     pub by_greeting: bool,
 
-    /// What to call this run in reports; by default the address
+    /// Name of this run in reports. By default the address
     #[arg(help_heading = "Output", long, value_name = "TEXT")]
     pub name: Option<String>,
 }

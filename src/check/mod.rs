@@ -42,23 +42,24 @@ const TRIES: u32 = 2;
 /// What is to be checked, and how.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
-    /// What to check: HOST:PORT or [IPV6]:PORT, udp:HOST:PORT, or unix:PATH [default: 127.0.0.1:7777; of --exec, its port]
+    /// Check HOST:PORT, udp:HOST:PORT or unix:PATH. PORT alone is on 127.0.0.1 [default: 127.0.0.1:7777; with --exec,
+    /// its port]
     #[arg(value_name = "ADDR")]
     pub address: Option<Address>,
 
-    /// Connections at once, where many are tried
+    /// Connections at once. So many are opened where many are tried
     #[arg(help_heading = "How", short, long, value_name = "N", default_value_t = 100, value_parser = values::whole::<u32>(2..=100_000))]
     pub connections: u32,
 
-    /// The service closes a connection after a line equal to WORD: that is judged too
+    /// Expect a connection to close after the line WORD. That is judged too
     #[arg(help_heading = "What is judged", long, value_name = "WORD", value_parser = values::word)]
     pub terminator: Option<String>,
 
-    /// A set of promises for a purpose
+    /// Judge by a set of promises for a purpose
     #[arg(help_heading = "What is judged", long, value_enum)]
     pub profile: Option<Profile>,
 
-    /// Judge these promises or groups alone, as in bytes,ends.half-close
+    /// Judge only these, such as bytes,ends.half-close. They are promises or groups of promises: see --list
     #[arg(help_heading = "What is judged", long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
     pub only: Vec<String>,
 
@@ -66,33 +67,33 @@ pub struct Config {
     #[arg(help_heading = "What is judged", long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
     pub skip: Vec<String>,
 
-    /// Require these promises or groups; others that are broken are noted [default: all]
+    /// Require these promises or groups. Others that are broken are noted [default: all]
     #[arg(help_heading = "What is judged", long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
     pub require: Vec<String>,
 
-    /// How long to wait for what must come; what does not come is tried again with twice as much
+    /// Wait DUR for what must come. What does not come is tried again with twice as much
     #[arg(help_heading = "How", long, value_name = "DUR", default_value = "1s", value_parser = values::positive_duration)]
     pub timeout: Duration,
 
-    /// Judge for no longer than this; the rest is not judged, and that is no pass
+    /// Judge for at most DUR in all. What has not been judged by then has not passed
     #[arg(help_heading = "How", long, value_name = "DUR", default_value = "30s", value_parser = values::positive_duration)]
     pub max_time: Duration,
 
-    /// Look at the service's process and its children, too: its memory, its descriptors, its processor time. On this
-    /// machine, on Linux
+    /// Watch the service's process, too: memory, CPU. Its children are included; its memory, descriptors and CPU time
+    /// are judged. On this machine, on Linux
     #[arg(help_heading = "How", long, value_name = "PID", value_parser = values::whole::<i32>(1..=i32::MAX as u64))]
     pub pid: Option<i32>,
 
-    /// Start the service with this command of the shell, in which {port} is a free port; wait until it listens, and end it
-    /// afterwards. If it ends by itself it is started again
+    /// Start the service with shell command CMD. In it, {port} stands for a free port; check waits until the service
+    /// listens, and ends it afterwards. If it exits by itself it is started again
     #[arg(help_heading = "How", long, value_name = "CMD", value_parser = command, conflicts_with = "pid")]
     pub exec: Option<String>,
 
-    /// Write what was found to FILE as JSON (--schema); - is standard output
+    /// Write the findings to FILE as JSON. --schema describes it; - is standard output
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Write what was found to FILE as JUnit's XML, for CI; - is standard output
+    /// Write the findings to FILE as JUnit XML, for CI. - is standard output
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
 

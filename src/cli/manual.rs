@@ -1,6 +1,7 @@
 //! What help and the manual pages say beside the options: exit codes, notes, examples. Help is laid out for the terminal's
 //! width; manual pages are man(7)'s macros, without a word that `mandoc -T lint` objects to.
 
+use std::ffi::OsString;
 use std::fmt::Write;
 
 use clap::{Arg, ArgAction, Command};
@@ -62,7 +63,7 @@ const MANUALS: [Manual; 8] = [
         examples: &[
             ("echoloop serve", "this machine only, on port 7777"),
             ("echoloop serve 0.0.0.0:7777 '[::]:7777'", "everybody, over IPv4 and IPv6"),
-            ("echoloop serve --http 9090", "with a live page at http://127.0.0.1:9090/"),
+            ("echoloop serve --http 9090", "live page: http://127.0.0.1:9090/"),
             ("echoloop serve 127.0.0.1:7 udp:127.0.0.1:7 unix:/run/echo.sock", "all kinds of sockets"),
             ("echoloop serve --once", "one connection, one message"),
             ("echoloop serve --accept-limit 1 --terminator bye", "one connection, until it says bye"),
@@ -126,8 +127,8 @@ const MANUALS: [Manual; 8] = [
             ),
         ],
         examples: &[
-            ("echoloop bench", "50 connections, 64 bytes, 10 seconds"),
-            ("echoloop bench -c 100 --rate 50k --html run.html", "an open loop, and a page to look at"),
+            ("echoloop bench", "50 connections for 10 seconds"),
+            ("echoloop bench -c 100 -r 50k --html run.html", "open loop, with a report page"),
             ("echoloop bench --find-rate 'p99<5ms'", "how much can it take?"),
             ("echoloop bench -c 1000 -d 32 -t 1m", "pipelining"),
             ("echoloop bench -c 10 --idle 10k --watch-pid 4711", "what do idle connections cost?"),
@@ -160,7 +161,7 @@ const MANUALS: [Manual; 8] = [
         examples: &[
             ("echoloop check", "what listens on 127.0.0.1:7777"),
             ("echoloop check udp:127.0.0.1:7", "datagrams"),
-            ("echoloop check --exec 'python3 server.py {port}'", "starts it, checks it, ends it"),
+            ("echoloop check --exec 'python3 server.py {port}'", "starts, checks and ends it"),
             ("echoloop check --only bytes,ends.half-close -v", "some of it, with the conversation"),
             ("echoloop check --pid $(pidof server) --junit out.xml", "its memory and processor too, and a file for CI"),
         ],
@@ -202,77 +203,127 @@ pub(super) fn width() -> usize {
     width.unwrap_or(MAX_WIDTH).clamp(20, MAX_WIDTH)
 }
 
-/// Adds to the help of the program and its commands what clap does not know, in `width` columns: a short help, of first
-/// sentences, and a long one.
-pub(super) fn lay_out(command: Command, width: usize) -> Command {
-    let command = command.term_width(width).mut_args(shorten);
-    let command = command.mut_subcommands(|command| lay_out(command, width));
+/// The options that the short help of each command has, in its order: what most people need, and no more than a page of it.
+const COMMON: [(&str, &[&str]); 6] = [
+    (
+        "serve",
+        &[
+            "http",
+            "print",
+            "once",
+            "terminator",
+            "max-connections",
+            "idle-timeout",
+            "drain-timeout",
+            "allow",
+            "deny",
+            "reuse-port",
+            "fault",
+        ],
+    ),
+    ("connect", &["no-newline", "hex", "terminator", "expect", "timeout", "connect-timeout"]),
+    (
+        "bench",
+        &[
+            "connections",
+            "size",
+            "depth",
+            "rate",
+            "find-rate",
+            "duration",
+            "messages",
+            "warm-up",
+            "timeout",
+            "fail-if",
+            "watch-pid",
+            "json",
+            "html",
+        ],
+    ),
+    ("report", &["merge", "name", "json", "html"]),
+    (
+        "check",
+        &["profile", "only", "skip", "terminator", "connections", "timeout", "exec", "pid", "list", "json", "junit"],
+    ),
+    ("man", &["dir"]),
+];
+
+/// Which help is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Help {
+    /// A page: the commonest options, each in a line.
+    Short,
+    /// All options under their headings, with all that is said of them.
+    Long,
+}
+
+impl Help {
+    /// What `line` asks for, if it asks for help: `-h`, alone or among other letters, for the short one.
+    pub(super) fn of(line: &[OsString]) -> Help {
+        let is_long = line.iter().any(|arg| arg == "--help");
+        let has_h = |arg: &OsString| {
+            arg.to_str().is_some_and(|arg| arg.starts_with('-') && !arg.starts_with("--") && arg.contains('h'))
+        };
+        let is_alone = line.len() <= 1;
+        if !is_long && (is_alone || line.iter().any(has_h)) { Help::Short } else { Help::Long }
+    }
+}
+
+/// Adds to the help of the program and its commands what clap does not know, in `width` columns.
+pub(super) fn lay_out(command: Command, help: Help, width: usize) -> Command {
+    let command = match help {
+        Help::Long => command,
+        Help::Short => {
+            let common = COMMON.iter().find(|(name, _)| *name == command.get_name()).map_or(&[][..], |(_, all)| all);
+            command.mut_args(|arg| shorten(arg, common))
+        }
+    };
+    let command = command.term_width(width).mut_subcommands(|command| lay_out(command, help, width));
     let Some(manual) = find(command.get_name()) else { return command };
     let examples = |count: usize| {
         let count = count.min(manual.examples.len());
         format!("Examples:\n{}", examples(&manual.examples[..count], width))
     };
-    let more = match manual.command {
-        "echoloop" => "`echoloop help COMMAND` explains each option of a command.".to_owned(),
-        name => format!("All options, exit codes and more examples: echoloop help {name}"),
-    };
-    let mut long = String::new();
-    for (heading, text) in manual.notes {
-        long += &format!("{heading}:\n{}\n", wrapped(text, width, 2));
+    if help == Help::Short {
+        let more = match manual.command {
+            "echoloop" => "The options of a command: echoloop COMMAND -h".to_owned(),
+            name => format!("All options, exit codes and more examples: echoloop {name} --help"),
+        };
+        return command.after_help(format!("{}\n{}", examples(SHORT), wrapped(&more, width, 0).trim_end()));
     }
-    long += "Exit codes:\n";
+    let mut text = String::new();
+    for (heading, note) in manual.notes {
+        text += &format!("{heading}:\n{}\n", wrapped(note, width, 2));
+    }
+    text += "Exit codes:\n";
     let widest = manual.exit.iter().map(|(code, _)| code.len()).max().unwrap_or(0);
     for (code, meaning) in manual.exit {
-        let text = wrapped(meaning, width, widest + 4);
-        long += &format!("  {code:widest$}  {}", text.trim_start());
+        let meaning = wrapped(meaning, width, widest + 4);
+        text += &format!("  {code:widest$}  {}", meaning.trim_start());
     }
-    long += &format!("\nEnvironment:\n{}\n{}", wrapped(ENVIRONMENT, width, 2), examples(usize::MAX));
-    command.after_help(format!("{}\n{}", examples(SHORT), wrapped(&more, width, 0).trim_end())).after_long_help(long)
+    text += &format!("\nEnvironment:\n{}\n{}", wrapped(ENVIRONMENT, width, 2), examples(usize::MAX));
+    command.after_help(text)
 }
 
-/// Options that are seldom needed: the short help leaves them out.
-const RARE: [&str; 29] = [
-    "accept-rate",
-    "all-addresses",
-    "backlog",
-    "busy-poll",
-    "connect-rate",
-    "connect-timeout",
-    "datagram-rate",
-    "fault-seed",
-    "greeting",
-    "hdr",
-    "hgrm",
-    "ipv4",
-    "ipv6",
-    "ipv6-prefix",
-    "log-format",
-    "max-time",
-    "message-limit",
-    "nagle",
-    "name",
-    "proxy-from",
-    "proxy-protocol",
-    "recv-buffer",
-    "schema",
-    "seed",
-    "send-buffer",
-    "source",
-    "start-at",
-    "stats-interval",
-    "stop-delay",
-];
+/// Places in the short help behind all that a command has of its own.
+const LAST: usize = 100;
 
 /// In the short help an option has its first sentence, if it is there at all.
-fn shorten(arg: Arg) -> Arg {
-    let is_rare = arg.get_long().is_some_and(|long| RARE.contains(&long));
-    let arg = if is_rare { arg.hide_short_help(true) } else { arg };
-    let Some(help) = arg.get_help().map(ToString::to_string) else { return arg };
-    if arg.get_long_help().is_some() {
-        return arg;
-    }
-    let first = first_sentence(&help).to_owned();
-    arg.help(first).long_help(help)
+fn shorten(arg: Arg, common: &[&str]) -> Arg {
+    let first = arg.get_help().map(|help| first_sentence(&help.to_string()).to_owned());
+    let place = arg.get_long().and_then(|long| common.iter().position(|it| *it == long));
+    let last = ["verbose", "quiet"].iter().position(|it| arg.get_id() == it).map(|place| LAST + place);
+    let is_hidden = !arg.is_positional() && place.or(last).is_none();
+    let arg = match first {
+        Some(first) => arg.help(first),
+        None => arg,
+    };
+    let arg = match arg.is_positional() {
+        true => arg,
+        false if arg.get_action().takes_values() => arg.help_heading(None::<&str>).hide_possible_values(true),
+        false => arg.help_heading(None::<&str>),
+    };
+    arg.display_order(place.or(last).unwrap_or(0)).hide(is_hidden)
 }
 
 fn first_sentence(text: &str) -> &str {
@@ -511,15 +562,15 @@ mod tests {
 
     use crate::cli::Cli;
 
-    fn built(width: usize) -> Command {
-        let mut program = lay_out(Cli::command(), width);
+    fn built(help: Help, width: usize) -> Command {
+        let mut program = lay_out(Cli::command(), help, width);
         program.build();
         program
     }
 
     #[test]
     fn every_command_has_its_manual() {
-        let program = built(80);
+        let program = built(Help::Long, 80);
         let mut names: Vec<_> =
             program.get_subcommands().map(Command::get_name).filter(|name| *name != "help").collect();
         names.push("echoloop");
@@ -545,31 +596,71 @@ mod tests {
         }
     }
 
+    /// The help of each command, and of the program.
+    fn helps(help: Help, width: usize) -> Vec<(String, String)> {
+        let mut program = built(help, width);
+        let names: Vec<_> = program.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+        let mut all = vec![("echoloop".to_owned(), program.render_help().to_string())];
+        for name in names.into_iter().filter(|name| name != "help") {
+            let text = program.find_subcommand_mut(&name).unwrap().render_help().to_string();
+            all.push((name, text));
+        }
+        all
+    }
+
     #[test]
     fn help_fits_terminals_of_any_width() {
         for width in [50, 80, 100] {
-            let mut program = built(width);
-            let names: Vec<_> = program.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
-            for name in names.iter().filter(|name| *name != "help") {
-                let command = program.find_subcommand_mut(name).unwrap();
-                for text in [command.render_help().to_string(), command.render_long_help().to_string()] {
-                    let widest = text.lines().max_by_key(|line| line.chars().count()).unwrap();
-                    assert!(widest.chars().count() <= width, "{name}, {width}: {widest:?}");
-                    let tail = text.split("Examples:").nth(1).unwrap();
-                    assert!(tail.contains("echoloop "), "{tail}");
-                }
+            for (name, text) in [helps(Help::Short, width), helps(Help::Long, width)].concat() {
+                let widest = text.lines().max_by_key(|line| line.chars().count()).unwrap();
+                assert!(widest.chars().count() <= width, "{name}, {width}: {widest:?}");
+                let tail = text.split("Examples:").nth(1).unwrap();
+                assert!(tail.contains("echoloop "), "{tail}");
             }
         }
     }
 
     #[test]
     fn short_help_is_a_page() {
-        let mut program = built(80);
-        for (name, lines) in [("serve", 72), ("bench", 72), ("connect", 44), ("check", 60), ("report", 40)] {
-            let command = program.find_subcommand_mut(name).unwrap();
-            let short = command.render_help().to_string().lines().count();
-            let long = command.render_long_help().to_string().lines().count();
-            assert!(short <= lines && short * 3 < long * 2, "{name}: {short} lines, and {long}");
+        for (name, text) in helps(Help::Short, 80) {
+            assert!(text.lines().count() <= 30, "{name}: {} lines\n{text}", text.lines().count());
+            assert!(name == "echoloop" || text.ends_with(&format!("echoloop {name} --help\n")), "{text}");
+            let options = text.split("Options:\n").nth(1).unwrap_or_default().split("\n\n").next().unwrap();
+            let broken = options.lines().find(|line| !line.trim_start().starts_with('-'));
+            assert_eq!(broken, None, "an option's first sentence is a line: {name}\n{text}");
+        }
+    }
+
+    #[test]
+    fn common_options_are_options() {
+        let program = built(Help::Long, 80);
+        for (name, common) in COMMON {
+            let command = program.find_subcommand(name).unwrap();
+            for long in common {
+                assert!(command.get_arguments().any(|arg| arg.get_long() == Some(long)), "{name} --{long}");
+            }
+        }
+    }
+
+    #[test]
+    fn verbosity_comes_last_in_help() {
+        for (name, text) in helps(Help::Short, 80).iter().chain(&helps(Help::Long, 80)) {
+            let place = |what: &str| text.find(&format!("\n  {what}")).unwrap_or_else(|| panic!("{name}: {text}"));
+            let last = text.rfind("\n      --").filter(|_| text.contains("Help:\n"));
+            assert!(place("-v, --verbose") < place("-q, --quiet"));
+            let others = text.match_indices("\n      --").map(|(place, _)| place).filter(|it| Some(*it) != last);
+            assert!(others.max().is_none_or(|other| other < place("-v, --verbose")), "{name}: {text}");
+        }
+    }
+
+    #[test]
+    fn kind_of_help_is_what_was_asked_for() {
+        let help = |line: &str| Help::of(&line.split(' ').map(Into::into).collect::<Vec<_>>());
+        for line in ["echoloop", "echoloop -h", "echoloop serve -h", "echoloop -vh serve"] {
+            assert_eq!(help(line), Help::Short, "{line}");
+        }
+        for line in ["echoloop --help", "echoloop serve --help", "echoloop help serve", "echoloop -h --help"] {
+            assert_eq!(help(line), Help::Long, "{line}");
         }
     }
 

@@ -23,31 +23,32 @@ use crate::bench::report::Outputs;
 use crate::logging::Format;
 use crate::{bench, check, connect, serve, stdio};
 use environment::Environment;
+use manual::Help;
 
-/// An echo server on one event loop, for very many connections, a line client, and a load generator that tells the truth.
+/// An echo server on one event loop, a line client, a load generator, and a grader for echo services.
 ///
 /// What a peer sends comes back to it, byte for byte, until it closes its side.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, arg_required_else_help = true)]
 #[command(disable_help_flag = true, disable_version_flag = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 
-    /// Log more: -v each connection, -vv every step of the event loop
+    /// Log more: -v connections, -vv event loop. The latter is every step that it makes
     #[arg(help_heading = "Logging", short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
 
-    /// Log warnings and errors only
+    /// Log only warnings and errors
     #[arg(help_heading = "Logging", short, long, global = true)]
     quiet: bool,
 
-    /// How the log is written
+    /// Format of the log
     #[arg(help_heading = "Logging", long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: Format,
 
-    /// Print help: -h a page, --help the manual
+    /// Print help: -h is a page, --help has everything
     #[arg(help_heading = "Help", short, long, global = true, action = ArgAction::Help)]
     help: Option<bool>,
 
@@ -65,7 +66,7 @@ impl Cli {
         let environment = Environment::new(std::env::vars_os());
         let mut line: Vec<OsString> = std::env::args_os().collect();
         let parse = |line: &[OsString]| {
-            let command = manual::lay_out(environment.attach(Cli::command(), line), manual::width());
+            let command = manual::lay_out(environment.attach(Cli::command(), line), Help::of(line), manual::width());
             let cli = command.try_get_matches_from(line).and_then(|matches| Cli::from_arg_matches(&matches))?;
             match cli.command.check() {
                 Ok(()) => Ok(cli),
@@ -123,22 +124,22 @@ fn leave(error: &clap::Error) -> ! {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Echo what is received on one or several addresses
+    /// Echo what is received on one or more addresses
     Serve(Box<serve::Config>),
     /// Send lines from standard input and print what comes back
     Connect(connect::Config),
-    /// Load an echo service, verify every byte that comes back, and report honest latency
+    /// Load an echo service, and verify every byte that comes back
     Bench(Box<Bench>),
-    /// Compare runs of `bench`, or add up those that several machines made of one test
+    /// Compare runs of `bench`, or merge those of several machines
     Report(Report),
-    /// Grade any echo service, from outside: each promise of an echo is tried, and every byte verified
+    /// Grade any echo service from outside, promise by promise
     Check(Box<check::Config>),
-    /// Print what a shell needs to complete commands and options: source it, or put it where the shell looks for such
+    /// Print completions of commands and options for a shell
     Completions {
         /// The shell
         shell: Shell,
     },
-    /// Print a manual page: `echoloop man | man -l -`
+    /// Print a manual page: `echoloop man serve | man -l -`
     Man(Man),
 }
 
@@ -158,11 +159,11 @@ const COMMANDS: [&str; 7] = ["serve", "connect", "bench", "report", "check", "co
 /// The options of `man`.
 #[derive(Debug, Args)]
 pub struct Man {
-    /// The command that the page is about; without, the program
+    /// Command that the page is about. By default the program
     #[arg(value_name = "COMMAND", value_parser = PossibleValuesParser::new(COMMANDS))]
     about: Option<String>,
 
-    /// Write the pages of the program and of all its commands into DIR instead
+    /// Write the pages of all commands into DIR instead
     #[arg(long, value_name = "DIR", conflicts_with = "about")]
     dir: Option<PathBuf>,
 }
@@ -208,12 +209,13 @@ pub struct Bench {
     #[command(flatten)]
     config: bench::Config,
 
-    /// Exit 3 if this holds: 'p99>2ms', 'rate<100000', 'errors>0'. There are p50, p99.9 and the like, mean, max, rate,
-    /// errors, mismatches, missed, lost and connections; with <, <=, > and >=. May be given several times
+    /// Exit with 3 if EXPR holds, such as 'p99>2ms'. Or 'rate<100000', 'errors>0': there are p50, p99.9 and the like,
+    /// mean, max, rate, errors, mismatches, missed, lost and connections; with <, <=, > and >=. May be given several
+    /// times
     #[arg(help_heading = "Output", long, value_name = "EXPR")]
     fail_if: Vec<Criterion>,
 
-    /// Write the run to FILE, for `echoloop report`; - is standard output
+    /// Write the run to FILE, for `echoloop report`. - is standard output
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     json: Option<PathBuf>,
 
@@ -259,17 +261,17 @@ impl Bench {
 /// The options of `report`.
 #[derive(Debug, Args)]
 pub struct Report {
-    /// Runs, as `echoloop bench --json` wrote them; - is standard input. A file may hold several, among lines of a log
+    /// Runs, as `echoloop bench --json` writes them. - is standard input. A file may hold several, among lines of a log
     #[arg(value_name = "FILE", required_unless_present = "schema")]
     pub files: Vec<PathBuf>,
 
-    /// Add up runs of one test that several processes or machines made at the same time. They are aligned by their times;
-    /// counts are added, and so are histograms, which makes the percentiles right. A run that is there twice, and runs
-    /// that never overlapped, are refused
+    /// Merge runs of one test made at the same time. They may come from several processes or machines. They are aligned
+    /// by their times; counts are added, and so are histograms, which keeps percentiles exact. A run that is given
+    /// twice, and runs that never overlapped, are refused
     #[arg(help_heading = "Merging", long)]
     pub merge: bool,
 
-    /// What to call the merged run; by default its runs are named
+    /// Name of the merged run. By default it is made of the names of its runs
     #[arg(help_heading = "Merging", long, value_name = "TEXT", requires = "merge")]
     pub name: Option<String>,
 

@@ -10,35 +10,36 @@ use crate::values;
 /// The options of `connect`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
-    /// Whom to connect to: HOST:PORT or [IPV6]:PORT; udp:HOST:PORT sends each line as a datagram; or unix:PATH. Of a
-    /// name with several addresses the first that answers is taken
+    /// Connect to HOST:PORT, udp:HOST:PORT or unix:PATH. PORT alone is on 127.0.0.1; an IPv6 address is in brackets, as
+    /// in [::1]:7777; with udp: each line is a datagram. If a name has several addresses, the first one that answers is
+    /// taken
     #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
     pub address: Address,
 
-    /// Send the words bare, without their newlines, each after the echo of the one before; a newline is printed after
-    /// each echo
+    /// Send lines without their newlines. Each is sent after the echo of the one before has come; a newline is printed
+    /// after each echo
     #[arg(help_heading = "Input and output", long)]
     pub no_newline: bool,
 
-    /// Leave after sending the line WORD and receiving its echo
+    /// Exit after the line WORD and its echo
     #[arg(help_heading = "Stop when", long, value_name = "WORD", value_parser = values::word)]
     pub terminator: Option<String>,
 
-    /// Succeed as soon as TEXT has come back, and fail if the connection ends, or --timeout passes, before
+    /// Exit 0 as soon as TEXT has come back. It is a failure if the connection ends, or --timeout passes, before that
     #[arg(help_heading = "Stop when", long, value_name = "TEXT", value_parser = values::expectation)]
     pub expect: Option<String>,
 
-    /// Print what comes back as a hex dump: the position, up to 16 bytes, and the same as text. Each piece that arrives
-    /// begins a line
+    /// Print what comes back as a hex dump. Each line has the position, up to 16 bytes, and the same as text; each
+    /// piece that arrives begins a line
     #[arg(help_heading = "Input and output", long)]
     pub hex: bool,
 
-    /// Fail when a reply is due and nothing has come for DUR, such as 500ms or 10s; over UDP, give a datagram up after
-    /// that. By default wait as long as the connection lasts; with --expect 10s, over UDP 1s
+    /// Fail if a reply is due and nothing comes for DUR. Over UDP, give up on a datagram after that. By default there
+    /// is no limit, but for 10s with --expect and 1s over UDP
     #[arg(help_heading = "Stop when", long, value_name = "DUR", value_parser = values::positive_duration)]
     pub timeout: Option<Duration>,
 
-    /// Give up when there is no connection after DUR, in which the name is looked up and its addresses are tried
+    /// Give up connecting after DUR. That includes looking up the name and trying its addresses
     #[arg(help_heading = "Stop when", long, value_name = "DUR", default_value = "10s", value_parser = values::positive_duration)]
     pub connect_timeout: Duration,
 }

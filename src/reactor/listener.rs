@@ -27,28 +27,29 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 #[cfg_attr(feature = "cli", derive(clap::Args), command(next_help_heading = "Sockets"))]
 pub struct SocketOptions {
-    /// Connections that the kernel keeps until they are accepted. A short backlog makes bursts of connects crawl: what
-    /// does not fit is dropped, and tries again after a second
+    /// Let the kernel hold up to N connections that have not been accepted yet. With a short backlog, bursts of
+    /// connects are slow: what does not fit is dropped, and tried again after a second
     #[cfg_attr(feature = "cli", arg(help_heading = "Sockets", long, value_name = "N", default_value_t = SocketOptions::default().backlog,
         value_parser = crate::values::whole::<u32>(1..=u32::MAX.into())))]
     pub backlog: u32,
 
-    /// Receive buffer of each connection in the kernel, such as 64KiB (SO_RCVBUF); by default the kernel tunes it
+    /// Size of each connection's receive buffer in the kernel, such as 64KiB (SO_RCVBUF). By default the kernel tunes
+    /// it
     #[cfg_attr(feature = "cli", arg(help_heading = "Sockets", long, value_name = "SIZE", value_parser = crate::values::buffer_size))]
     pub recv_buffer: Option<usize>,
 
-    /// Send buffer of each connection in the kernel (SO_SNDBUF); by default the kernel tunes it. A tiny one, 4KiB, makes
-    /// partial sends visible at -vv
+    /// Size of each connection's send buffer in the kernel, such as 64KiB (SO_SNDBUF). By default the kernel tunes it.
+    /// A tiny one, such as 4KiB, makes partial sends visible at -vv
     #[cfg_attr(feature = "cli", arg(help_heading = "Sockets", long, value_name = "SIZE", value_parser = crate::values::buffer_size))]
     pub send_buffer: Option<usize>,
 
-    /// Leave Nagle's algorithm on: small sends wait for the acknowledgement of earlier ones (RFC 896). By default
+    /// Leave Nagle's algorithm on: small sends wait until earlier ones have been acknowledged (RFC 896). By default
     /// TCP_NODELAY is set
     #[cfg_attr(feature = "cli", arg(help_heading = "Sockets", long))]
     pub nagle: bool,
 
-    /// Let other processes listen on the same addresses; the kernel shares the connections out among them: one process
-    /// per core, each on its own (SO_REUSEPORT)
+    /// Share the port with other processes (SO_REUSEPORT). The kernel distributes connections among them: run one
+    /// process per core, each with this option
     #[cfg_attr(feature = "cli", arg(help_heading = "Sockets", long))]
     pub reuse_port: bool,
 }

@@ -38,39 +38,40 @@ const FIRST_SAFE_PORT: u16 = 1024;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Access control")]
 pub struct AccessOptions {
-    /// Let in only clients from one of these networks, such as 10.0.0.0/8, 2001:db8::/32 or a single address. May be
-    /// given several times
+    /// Accept only clients from CIDR, as 10.0.0.0/8. It is a network, such as 2001:db8::/32, or a single address. May
+    /// be given several times
     #[arg(help_heading = "Access control", long, value_name = "CIDR", value_parser = values::network)]
     pub allow: Vec<IpNet>,
 
-    /// Reject clients from one of these networks, whatever --allow says. May be given several times
+    /// Reject clients from CIDR, whatever --allow says. May be given several times
     #[arg(help_heading = "Access control", long, value_name = "CIDR", value_parser = values::network)]
     pub deny: Vec<IpNet>,
 
-    /// Reject clients that already have N connections, by IPv4 address or IPv6 network: see --ipv6-prefix
+    /// Reject clients that already have N connections. A client is an IPv4 address, or an IPv6 network: see
+    /// --ipv6-prefix
     #[arg(help_heading = "Access control", long, value_name = "N", value_parser = values::at_least_one)]
     pub max_per_source: Option<usize>,
 
-    /// IPv6 addresses whose first BITS are the same count as one client, for --max-per-source and --datagram-rate: a host
-    /// has a whole /64 to choose from
+    /// Count IPv6 addresses that share their first BITS bits as one client, for --max-per-source and --datagram-rate.
+    /// One host commonly has a whole /64 to choose from
     #[arg(help_heading = "Access control", long, value_name = "BITS", default_value_t = 64, value_parser = values::whole::<u8>(0..=128))]
     pub ipv6_prefix: u8,
 
-    /// Accept at most R connections in any second, and reject further ones
+    /// Accept at most R connections per second, and reject further ones
     #[arg(help_heading = "Access control", long, value_name = "R", value_parser = values::per_second)]
     pub accept_rate: Option<NonZeroU32>,
 
-    /// Answer at most R datagrams in any second to one client
+    /// Answer at most R datagrams per second from each client
     #[arg(help_heading = "Access control", long, value_name = "R", value_parser = values::per_second)]
     pub datagram_rate: Option<NonZeroU32>,
 
-    /// Each connection begins with a PROXY header, version 1 or 2, in which a balancer tells the client's address, for
-    /// the log, --print and the limits. Without a proper one within 5s it is closed
+    /// Expect each connection to begin with a PROXY header, version 1 or 2. In it a load balancer passes on the
+    /// client's address, for the log, --print and the limits. A connection without a valid header within 5s is closed
     #[arg(help_heading = "Access control", long)]
     pub proxy_protocol: bool,
 
-    /// Believe the PROXY header of clients from one of these networks, the balancers', and reject all others; over a unix:
-    /// socket its permissions decide. Implies --proxy-protocol. May be given several times
+    /// Trust the PROXY headers of load balancers in CIDR, and reject everybody else; on a unix: socket, its permissions
+    /// decide. Implies --proxy-protocol. May be given several times
     #[arg(help_heading = "Access control", long, value_name = "CIDR", value_parser = values::network)]
     pub proxy_from: Vec<IpNet>,
 }

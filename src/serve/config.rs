@@ -15,63 +15,65 @@ use crate::values;
 /// What a server is to do.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
-    /// Where to listen: HOST:PORT or [IPV6]:PORT, with udp: before it for datagrams, or unix:PATH for a socket file
-    /// (unix:@NAME is an abstract name, on Linux). Port 0 takes a free one; a name means all its addresses that this
-    /// machine has; [::] is IPv6 alone [default: 127.0.0.1:7777, or the sockets that systemd hands over]
+    /// Listen on HOST:PORT, udp:HOST:PORT or unix:PATH. PORT alone is on 127.0.0.1; an IPv6 address is in brackets, as
+    /// in [::1]:7777, and [::] does not include IPv4. Port 0 picks a free port; a host name stands for all of its
+    /// addresses that this machine has; unix:@NAME is an abstract name (Linux) [default: 127.0.0.1:7777, or the sockets
+    /// that systemd passes]
     #[arg(value_name = "ADDR")]
     pub addresses: Vec<Address>,
 
-    /// Close a connection after echoing a message equal to WORD
+    /// Close a connection after echoing the message WORD
     #[arg(help_heading = "Stop when", long, value_name = "WORD", value_parser = values::word)]
     pub terminator: Option<String>,
 
-    /// Close a connection after echoing N messages; the rest of what was read with the last one is not echoed
+    /// Close a connection after echoing N messages. What was read together with the last of them is not echoed
     #[arg(help_heading = "Stop when", long, value_name = "N", value_parser = values::messages)]
     pub message_limit: Option<u64>,
 
-    /// Stop listening after N connections, and exit 0 when the last has closed
+    /// Stop listening after N connections. The exit code is 0 when the last of them has closed
     #[arg(help_heading = "Stop when", long, value_name = "N", value_parser = values::messages)]
     pub accept_limit: Option<u64>,
 
-    /// One connection, one message: --accept-limit 1 --message-limit 1
+    /// Serve one message on one connection, then exit. Short for --accept-limit 1 --message-limit 1
     #[arg(help_heading = "Stop when", long, conflicts_with_all = ["accept_limit", "message_limit"])]
     pub once: bool,
 
-    /// Print each message with its peer's address on standard output. Control characters and bytes that are not UTF-8 are
-    /// escaped; a line that ends in a single \ is continued. What a slow reader leaves unread is left out, beyond 2 MiB
+    /// Print each message with its peer's address. Control characters and bytes that are not UTF-8 are escaped; a line that
+    /// ends in a single \ is continued. Beyond 2 MiB, what a slow reader leaves unread is left out
     #[arg(help_heading = "Output", long)]
     pub print: bool,
 
-    /// Serve at most N connections at once; further connections wait in the backlog until there is room. By default what
-    /// the limit on open files allows, after it has been raised as far as it goes
+    /// Serve at most N connections at once. Further connections wait in the backlog until there is room. By default, as
+    /// many as the limit on open files allows once it has been raised to its maximum
     #[arg(help_heading = "Limits", long, value_name = "N", value_parser = values::at_least_one)]
     pub max_connections: Option<usize>,
 
-    /// Close connections on which nothing moved in either direction for DUR, such as 30s or 5m. Bytes that a slow reader
-    /// takes count; a peer that takes nothing of what waits for it is stalled, and closed too
+    /// Close connections that are idle for DUR, as 5m. Bytes in either direction count, and so do bytes that a slow
+    /// reader takes; a peer that takes nothing of what waits for it is stalled, and is closed too
     #[arg(help_heading = "Limits", long, value_name = "DUR", value_parser = values::positive_duration)]
     pub idle_timeout: Option<Duration>,
 
-    /// Go on accepting and serving for DUR after the first signal, while /readyz says 503 already: a balancer or Kubernetes
-    /// has time to send nobody here any more
+    /// Keep accepting and serving for DUR after the first signal, while /readyz already answers 503. This gives a load
+    /// balancer or Kubernetes time to send new connections elsewhere
     #[arg(help_heading = "Stop when", long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
     pub stop_delay: Duration,
 
-    /// How long a stop may take to send what is owed, after the stop delay
+    /// Finish within DUR when stopping. What has been received is echoed first, as far as peers take it in that time,
+    /// which begins after --stop-delay
     #[arg(help_heading = "Stop when", long, value_name = "DUR", default_value = "5s", value_parser = values::duration)]
     pub drain_timeout: Duration,
 
-    /// Before sleeping in the poll, spin for up to DUR, such as 50us: lower latency, for a busy core. Only while events
-    /// come as close as that
+    /// Spin for up to DUR, such as 50us, before sleeping in the poll. Lower latency at the price of a busy core; only
+    /// while events come in such quick succession
     #[arg(help_heading = "Sockets", long, value_name = "DUR", default_value = "0s", value_parser = values::duration)]
     pub busy_poll: Duration,
 
-    /// Log counters every DUR
+    /// Log the counters every DUR
     #[arg(help_heading = "Output", long, value_name = "DUR", value_parser = values::positive_duration)]
     pub stats_interval: Option<Duration>,
 
-    /// Answer over HTTP: / is a live page of the event loop, /metrics for Prometheus, /healthz for health checks. A port
-    /// alone is on 127.0.0.1; anybody who can connect can look. May be given several times
+    /// Serve metrics and a live page over HTTP. The page is /, /metrics is for Prometheus, /healthz for health
+    /// checks. PORT alone is on 127.0.0.1; whoever can connect can look. May be given several times
     #[arg(help_heading = "Output", long, value_name = "ADDR", value_parser = http_address)]
     pub http: Vec<Address>,
 

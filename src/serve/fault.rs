@@ -34,22 +34,24 @@ const BANDWIDTH_PIECES_PER_SECOND: u64 = 100;
 /// Misbehaviour, and who answered.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct FaultOptions {
-    /// Misbehave, to test others with; may be given several times. All connections do, or a share of them (@10%):
-    /// delay=5ms, delay=5ms..50ms, delay=exp:20ms (before each read is echoed); chunk=1..100 or chunk=1..100/5ms (echoed in
-    /// pieces, with a pause of 1ms or that); bandwidth=1MiB (per second, each connection); stall-after=64KiB,
-    /// reset-after=, close-after= (so many bytes echoed); half-close=ignore, half-close=reset (when the peer has closed its
-    /// side); drop=0.01, corrupt=, duplicate=, swap= (of the datagrams, or of what the reads of a stream brought, such a
-    /// part); translate=crlf, telnet, utf8, nul (as text, a terminal, a string would); banner=TEXT; accept-delay=100ms
-    /// (between two accepts); no-accept; freeze=1s/10s (the whole loop, each 10s for 1s)
+    /// Misbehave, to test clients. May be given several times. Applies to all connections, or to a share of them
+    /// (@10%): delay=5ms, delay=5ms..50ms, delay=exp:20ms (before each read is echoed); chunk=1..100, chunk=1..100/5ms
+    /// (echo in pieces, with a pause of 1ms or the one given); bandwidth=1MiB (per second, for each connection);
+    /// stall-after=64KiB, reset-after=64KiB, close-after=64KiB (when so many bytes have been echoed);
+    /// half-close=ignore, half-close=reset (when the peer has closed its side); drop=0.01, corrupt=0.01,
+    /// duplicate=0.01, swap=0.01 (this fraction of the datagrams, or of the reads of a stream); translate=crlf, telnet,
+    /// utf8, nul (as text files, terminals and C strings do); banner=TEXT; accept-delay=100ms (between two accepts);
+    /// no-accept; freeze=1s/10s (the whole loop, for 1s in every 10s)
     #[arg(help_heading = "To test clients with", long, value_name = "SPEC[@SHARE]")]
     pub fault: Vec<Fault>,
 
-    /// What the faults are drawn from: the same seed, the same faults
+    /// Seed of the faults: the same seed makes the same faults
     #[arg(help_heading = "To test clients with", long, value_name = "N", default_value_t = 1,
           value_parser = values::whole::<u64>(0..=u64::MAX))]
     pub fault_seed: u64,
 
-    /// Send this line to each connection first, to tell who answered: {host}, {port}, {pid} and {env:NAME} are filled in
+    /// Send this line first on each connection, to tell servers apart. {host}, {port}, {pid} and {env:NAME} are filled
+    /// in
     #[arg(help_heading = "To test clients with", long, value_name = "TEMPLATE")]
     pub greeting: Option<Greeting>,
 }
