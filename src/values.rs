@@ -6,9 +6,11 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::{IpNet, Ipv4Net};
+
+use crate::reactor::address::{Address, AddressError, DEFAULT};
 
 /// The longest duration taken: longer ones are a slip of the pen, and overflow sums with the clock's time.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -94,7 +96,7 @@ impl Number {
         let (number, rest) = Number::split(text.trim())?;
         let rest = rest.trim_start();
         let factor = if rest.is_empty() { Some(1) } else { unit(rest) };
-        Ok((number, factor.ok_or_else(|| format!("{rest:?} is no unit of it"))?))
+        Ok((number, factor.ok_or_else(|| stranger(rest))?))
     }
 
     /// This many times `factor`, and whether that is a whole number; a fraction of one is cut off. `None` if it is more
@@ -124,6 +126,14 @@ impl Number {
     }
 }
 
+/// What is wrong with `rest`, which stands after a number where its unit goes.
+fn stranger(rest: &str) -> String {
+    match rest.starts_with(',') {
+        true => "there is a comma in the number".to_owned(),
+        false => format!("{rest:?} is not a unit that it can have"),
+    }
+}
+
 fn multiple(unit: &str) -> Option<u64> {
     let unit = if unit == "K" { "k" } else { unit };
     MULTIPLES.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor)
@@ -148,6 +158,17 @@ fn with_example(error: impl std::fmt::Display, examples: &str) -> String {
     format!("{error}: write it as in {examples}")
 }
 
+/// A rate, without what may be written behind it: all of them are per second.
+fn per_unit(text: &str) -> &str {
+    let text = text.trim_end();
+    ["/s", "/sec", "/second"].iter().find_map(|per| text.strip_suffix(per)).unwrap_or(text)
+}
+
+/// So many per second, which need not be a whole number: 0.5, 50k, 1e6, 50k/s.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    number(per_unit(text))
+}
+
 /// A number that need not be whole, such as 0.5, 50k or 1e6.
 pub(crate) fn number(text: &str) -> Result<f64, String> {
     let (number, factor) = Number::with_unit(text, multiple)?;
@@ -167,8 +188,9 @@ pub(crate) fn nanoseconds(text: &str) -> Result<u128, String> {
         let factor = match found {
             Some(factor) => factor,
             None if unit.is_empty() && number.digits == 0 => 1,
+            None if unit.is_empty() && after.starts_with(',') => return Err(stranger(after)),
             None if unit.is_empty() => return Err("it has no unit of time".to_owned()),
-            None => return Err(format!("{unit:?} is no unit of time")),
+            None => return Err(format!("{unit:?} is not a unit of time")),
         };
         let part = number.times(factor).and_then(|(nanoseconds, _)| sum.checked_add(nanoseconds));
         sum = part.ok_or("it is too long")?;
@@ -181,11 +203,23 @@ pub(crate) fn nanoseconds(text: &str) -> Result<u128, String> {
 
 /// A time such as 250ms, 10s, 1.5h or 1m 30s.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let nanoseconds = nanoseconds(text).map_err(|error| with_example(error, "250ms, 10s, 5m"))?;
+    let nanoseconds = nanoseconds(text).map_err(|error| match with_units(text) {
+        Some(examples) => with_example(error, &examples),
+        None => with_example(error, "250ms, 10s, 5m"),
+    })?;
     if nanoseconds > LONGEST.as_nanos() {
         return Err("more than a year: write it as in 250ms, 10s, 5m".to_owned());
     }
     Ok(Duration::from_nanos(nanoseconds as u64))
+}
+
+/// What a number without a unit of time may have meant.
+fn with_units(text: &str) -> Option<String> {
+    let text = text.trim();
+    let (_, rest) = Number::split(text).ok()?;
+    let examples = ["ms", "s", "m"].map(|unit| format!("{text}{unit}"));
+    let is_taken = rest.is_empty() && examples.iter().all(|example| positive_duration(example).is_ok());
+    is_taken.then(|| examples.join(", "))
 }
 
 pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
@@ -217,6 +251,11 @@ pub(crate) fn buffer_size(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Bytes per second.
+pub(crate) fn bandwidth(text: &str) -> Result<u64, String> {
+    buffer_size(per_unit(text)).map(|bytes| bytes as u64)
+}
+
 pub(crate) fn message_size(text: &str) -> Result<(u64, u64), String> {
     let size = |text: &str| match size(text, LARGEST, "1 GiB", "64, 16KiB, 1..4KiB")? {
         0 => Err("a message has at least one byte: write it as in 64, 16KiB, 1..4KiB".to_owned()),
@@ -232,7 +271,7 @@ pub(crate) fn message_size(text: &str) -> Result<(u64, u64), String> {
 }
 
 pub(crate) fn positive_rate(text: &str) -> Result<f64, String> {
-    match number(text).map_err(|error| with_example(error, "50000, 50k, 0.5, 1e6"))? {
+    match rate(text).map_err(|error| with_example(error, "50000, 50k, 50k/s, 0.5"))? {
         rate if (SLOWEST..=1e9).contains(&rate) => Ok(rate),
         _ => Err("it must be at least 0.001 and at most 1e9 per second: write it as in 50000, 50k".to_owned()),
     }
@@ -251,8 +290,8 @@ pub(crate) fn whole<T: TryFrom<u64>>(bounds: RangeInclusive<u64>) -> impl Fn(&st
             None => None,
         };
         found.and_then(|number| T::try_from(number).ok()).ok_or_else(|| match number.digits {
-            0 => format!("it must be at least {least}"),
-            _ => format!("it must be from {least} to {most}"),
+            0 => with_example(format_args!("it must be at least {least}"), &examples),
+            _ => with_example(format_args!("it must be from {least} to {most}"), &examples),
         })
     }
 }
@@ -271,14 +310,16 @@ pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
 
 /// So many in each second.
 pub(crate) fn per_second(text: &str) -> Result<NonZeroU32, String> {
-    let rate = whole::<u32>(1..=u32::MAX.into())(text)?;
-    NonZeroU32::new(rate).ok_or_else(|| "it must be at least 1".to_owned())
+    let rate = whole::<u32>(1..=u32::MAX.into())(per_unit(text))?;
+    NonZeroU32::new(rate).ok_or_else(|| with_example("it must be at least 1", "100"))
 }
 
 /// Messages in flight.
 pub(crate) fn depth(text: &str) -> Result<u64, String> {
     whole(1..=65536)(text).map_err(|error| match duration(text) {
-        Ok(time) if !time.is_zero() => format!("it is a number of messages in flight; how long is -t {text}"),
+        Ok(time) if !time.is_zero() => {
+            with_example(format_args!("it is a number of messages in flight (how long is -t {text})"), "1, 32")
+        }
         _ => error,
     })
 }
@@ -288,10 +329,11 @@ pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     let single = |_| text.parse::<IpAddr>().map(IpNet::from);
     let text = text.trim();
     let network = text.parse::<IpNet>().or_else(single);
-    let network = network.map_err(|_| "write it as in 10.0.0.0/8, 2001:db8::/32, 192.0.2.1".to_owned())?;
+    let examples = "10.0.0.0/8, 2001:db8::/32, 192.0.2.1";
+    let network = network.map_err(|_| with_example("it is not a network in numbers", examples))?;
     match canonical(network) {
         IpNet::V6(_) if network.addr().to_canonical().is_ipv4() => {
-            Err("IPv4 addresses in IPv6 form have a prefix of 96 at least, as in ::ffff:10.0.0.0/104".to_owned())
+            Err(with_example("IPv4 addresses in IPv6 form have a prefix of 96 at least", "::ffff:10.0.0.0/104"))
         }
         network => Ok(network),
     }
@@ -299,18 +341,39 @@ pub(crate) fn network(text: &str) -> Result<IpNet, String> {
 
 pub(crate) fn word(text: &str) -> Result<String, String> {
     if text.is_empty() {
-        return Err("an empty message is no word".to_owned());
+        return Err(with_example("an empty message is not a word", "bye"));
     }
     if text.contains(['\r', '\n']) {
-        return Err("a message ends at a newline, so it has none in it".to_owned());
+        return Err(with_example("a message ends at a newline, so it has none in it", "bye"));
     }
     Ok(text.to_owned())
+}
+
+/// A point in time.
+pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
+    let now = || humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    humantime::parse_rfc3339_weak(text).map_err(|_| with_example("it is not a date and a time in UTC", &now()))
+}
+
+/// An address to connect to: of one machine, at one port.
+pub(crate) fn destination(text: &str) -> Result<Address, String> {
+    let address: Address = text.parse().map_err(|error| match error {
+        AddressError::NoHost(port, kind) => with_example("it has no host", &format!("{kind}127.0.0.1:{port}")),
+        AddressError::List(all) => with_example("these are several addresses, and it takes one", &all[0]),
+        error => error.to_string(),
+    })?;
+    match &address {
+        Address::Tcp(host) | Address::Udp(host) if host.port() == 0 => {
+            Err(with_example("nobody can be reached at port 0", DEFAULT))
+        }
+        _ => Ok(address),
+    }
 }
 
 /// A text to look for.
 pub(crate) fn expectation(text: &str) -> Result<String, String> {
     if text.is_empty() {
-        return Err("an empty text is everywhere".to_owned());
+        return Err(with_example("an empty text is everywhere", "pong"));
     }
     Ok(text.to_owned())
 }

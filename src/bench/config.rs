@@ -22,7 +22,7 @@ const DURATION: Duration = Duration::from_secs(10);
 pub struct Config {
     /// Load HOST:PORT, udp:HOST:PORT or unix:PATH. PORT alone is on 127.0.0.1; an IPv6 address is in brackets, as in
     /// [::1]:7777; with udp: each message is a datagram
-    #[arg(value_name = "ADDR", default_value = address::DEFAULT)]
+    #[arg(value_name = "ADDR", default_value = address::DEFAULT, value_parser = values::destination)]
     pub address: Address,
 
     /// Connections that carry messages. May be 0 if there are --idle ones
@@ -61,7 +61,7 @@ pub struct Config {
 
     /// Open all connections, then wait until TIME before sending. UTC, such as 2026-11-24T20:00:00Z: several generators
     /// can start together
-    #[arg(help_heading = "Start and stop", long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    #[arg(help_heading = "Start and stop", long, value_name = "TIME", value_parser = values::instant)]
     pub start_at: Option<SystemTime>,
 
     /// Load for DUR before measuring. That load is not part of the results

@@ -81,11 +81,17 @@ impl FromStr for Criterion {
     fn from_str(text: &str) -> Result<Self, String> {
         let found = COMPARISONS.iter().filter_map(|&(sign, comparison)| Some((text.find(sign)?, sign, comparison)));
         // The leftmost sign, and of those that begin at one place the longest.
-        let (at, sign, comparison) = found
-            .min_by_key(|(at, sign, _)| (*at, 2 - sign.len()))
-            .ok_or("there is no comparison in it: write it as in p99<5ms, rate>=100000, errors>0")?;
+        let (at, sign, comparison) =
+            found.min_by_key(|(at, sign, _)| (*at, 2 - sign.len())).ok_or_else(|| {
+                match text.trim().parse::<Figure>() {
+                    Ok(figure) => format!("there is no comparison in it: write it as in {figure}<{}", figure.example()),
+                    Err(_) => "there is no comparison in it: write it as in p99<5ms, rate>=100000, errors>0".to_owned(),
+                }
+            })?;
         let figure: Figure = text[..at].trim().parse()?;
-        let value = figure.parse_value(text[at + sign.len()..].trim())?;
+        let value = figure
+            .parse_value(text[at + sign.len()..].trim())
+            .map_err(|error| format!("{error}: write it as in {figure}{sign}{}", figure.example()))?;
         Ok(Criterion { figure, comparison, value })
     }
 }
@@ -101,8 +107,8 @@ impl FromStr for Figure {
         match percentile.and_then(|number| number.parse().ok()) {
             Some(percentile) if percentile > 0.0 && percentile <= 100.0 => Ok(Figure::Percentile(percentile)),
             _ => Err(format!(
-                "{text:?} is no figure of a run: there are p50, p99.9 and the like, mean, max, rate, errors, \
-                 mismatches, missed, lost and connections"
+                "{text:?} is no figure of a run (there are p50, p99.9 and the like, mean, max, rate, errors, \
+                 mismatches, missed, lost and connections): write it as in p99<5ms, rate>=100000, errors>0"
             )),
         }
     }
@@ -118,19 +124,28 @@ impl fmt::Display for Figure {
 }
 
 impl Figure {
+    /// A value that it can be compared with.
+    fn example(self) -> &'static str {
+        match self {
+            _ if self.is_time() => "5ms",
+            Figure::Rate => "100k",
+            _ => "0",
+        }
+    }
+
     fn is_time(self) -> bool {
         matches!(self, Figure::Percentile(_) | Figure::Mean | Figure::Max)
     }
 
     fn parse_value(self, text: &str) -> Result<f64, String> {
         if self.is_time() {
-            let time = values::nanoseconds(text)
-                .map_err(|error| format!("{text:?} is no time: {error}: write it as in 250us, 5ms, 1s"))?;
+            let time = values::nanoseconds(text).map_err(|error| format!("{text:?} is not a time: {error}"))?;
             return Ok(time as f64 / 1000.0);
         }
-        match values::number(text) {
+        let number = if self == Figure::Rate { values::rate(text) } else { values::number(text) };
+        match number {
             Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
-            _ => Err(format!("{text:?} is no number: write it as in 100000, 100k, 0.5")),
+            _ => Err(format!("{text:?} is not a number")),
         }
     }
 

@@ -145,12 +145,18 @@ impl FromStr for Sources {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        Sources::parse(text).map_err(|cause| format!("{cause}: write it as in 127.0.0.1-127.0.0.9"))
+    }
+}
+
+impl Sources {
+    fn parse(text: &str) -> Result<Self, String> {
         let mut addresses = Vec::new();
         for part in text.split(',') {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             let [first, last] = [first, last].map(|text| text.trim().parse::<IpAddr>().map_err(|_| text));
-            let first = first.map_err(|text| format!("{text:?} is no IP address"))?;
-            let last = last.map_err(|text| format!("{text:?} is no IP address"))?;
+            let first = first.map_err(|text| format!("{text:?} is not an IP address"))?;
+            let last = last.map_err(|text| format!("{text:?} is not an IP address"))?;
             let range = match (first, last) {
                 (IpAddr::V4(first), IpAddr::V4(last)) => u128::from(first.to_bits())..=u128::from(last.to_bits()),
                 (IpAddr::V6(first), IpAddr::V6(last)) => first.to_bits()..=last.to_bits(),

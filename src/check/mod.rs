@@ -44,7 +44,7 @@ const TRIES: u32 = 2;
 pub struct Config {
     /// Check HOST:PORT, udp:HOST:PORT or unix:PATH. PORT alone is on 127.0.0.1 [default: 127.0.0.1:7777; with --exec,
     /// its port]
-    #[arg(value_name = "ADDR")]
+    #[arg(value_name = "ADDR", value_parser = values::destination)]
     pub address: Option<Address>,
 
     /// Connections at once. So many are opened where many are tried
@@ -164,11 +164,15 @@ fn promise(text: &str) -> Result<String, String> {
     }
     let mut groups: Vec<_> = catalogue::ALL.iter().map(Promise::group).collect();
     groups.dedup();
-    Err(format!("there is no such promise, nor group: there are {}; --list prints all", groups.join(", ")))
+    Err(format!("there is no such promise or group (--list prints all): write it as in {}", groups.join(", ")))
 }
 
 fn command(text: &str) -> Result<String, String> {
-    if text.contains("{port}") { Ok(text.to_owned()) } else { Err("say where the port goes: {port}".to_owned()) }
+    if text.contains("{port}") {
+        Ok(text.to_owned())
+    } else {
+        Err("it does not say where the port goes: write it as in 'python3 server.py {port}'".to_owned())
+    }
 }
 
 impl Config {

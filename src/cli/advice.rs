@@ -153,15 +153,26 @@ pub(super) fn improve(error: &mut clap::Error, program: &Command, line: &[OsStri
     let line: Vec<String> = line.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let command = line.iter().skip(1).find(|arg| program.find_subcommand(arg.as_str()).is_some());
     let (text, value) = (|kind| context(error, kind), context(error, ContextKind::InvalidValue));
+    let mut is_guess = true;
     let tip = match error.kind() {
         ErrorKind::UnknownArgument => text(ContextKind::InvalidArg).and_then(|arg| {
             let command = command.map_or("", |command| command.as_str());
-            unknown_argument(&arg, command, &line)
+            unknown_argument(&arg, command, &line).or_else(|| {
+                is_guess = false;
+                option_elsewhere(program, &arg, command)
+            })
         }),
         ErrorKind::InvalidSubcommand => text(ContextKind::InvalidSubcommand).and_then(|word| unknown_command(&word)),
         ErrorKind::InvalidValue if value.as_deref() == Some("") => {
             let option = text(ContextKind::InvalidArg);
             option.and_then(|option| example_value(&option)).map(|example| format!("for example {example}"))
+        }
+        ErrorKind::ValueValidation
+            if value
+                .as_deref()
+                .is_some_and(|value| two_words(value, command.map_or("", |it| it.as_str()), &line).is_some()) =>
+        {
+            two_words(&value.unwrap_or_default(), command.map_or("", |command| command.as_str()), &line)
         }
         ErrorKind::ValueValidation if value.as_deref().is_some_and(|value| ORDERS.contains(&value)) => {
             let is_address = text(ContextKind::InvalidArg).is_some_and(|arg| arg.contains("ADDR"));
@@ -179,9 +190,11 @@ pub(super) fn improve(error: &mut clap::Error, program: &Command, line: &[OsStri
         error.remove(ContextKind::Usage);
     }
     if let Some(tip) = tip {
-        for kind in [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::Usage] {
-            error.remove(kind);
+        if is_guess {
+            error.remove(ContextKind::SuggestedArg);
+            error.remove(ContextKind::SuggestedSubcommand);
         }
+        error.remove(ContextKind::Usage);
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
     }
 }
@@ -201,7 +214,8 @@ fn unknown_argument(arg: &str, command: &str, line: &[String]) -> Option<String>
         // HOST PORT, as for telnet and nc.
         let host = line.get(place?.checked_sub(1)?)?;
         let address = format!("{host}:{arg}");
-        let is_pair = arg.parse::<u16>().is_ok() && host != command && address.parse::<Address>().is_ok();
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let is_pair = is_number(arg) && !is_number(host) && host != command && address.parse::<Address>().is_ok();
         return Some(match is_pair {
             true => format!("host and port are one argument: echoloop {command} {address}"),
             false => format!("it takes one address: echoloop {command} 127.0.0.1:7777"),
@@ -226,7 +240,54 @@ fn address(value: Option<&str>) -> String {
         .unwrap_or_else(|| "127.0.0.1:7777".to_owned())
 }
 
+/// An option that other commands have.
+fn option_elsewhere(program: &Command, arg: &str, command: &str) -> Option<String> {
+    if let Some(meant) = program.find_subcommand(arg.trim_start_matches('-')) {
+        return Some(format!("commands have no dashes: echoloop {}", meant.get_name()));
+    }
+    let is_meant = |it: &&clap::Arg| {
+        it.get_long().is_some_and(|long| arg.strip_prefix("--") == Some(long))
+            || it.get_short().is_some_and(|short| arg.strip_prefix('-') == Some(short.encode_utf8(&mut [0; 4])))
+    };
+    let others = program.get_subcommands().filter(|other| other.get_name() != command);
+    let having: Vec<_> =
+        others.filter_map(|other| Some((other.get_name(), other.get_arguments().find(is_meant)?))).collect();
+    let (first, option) = having.first()?;
+    let names: Vec<_> = having.iter().map(|(name, _)| *name).collect();
+    let names = match &names[..] {
+        [name] => (*name).to_owned(),
+        [all @ .., last] => format!("{} and {last}", all.join(", ")),
+        [] => return None,
+    };
+    let value = option.get_value_names().and_then(|names| names.first()).filter(|_| option.get_action().takes_values());
+    let line = match value {
+        None => format!("echoloop {first} {arg}"),
+        Some(kind) => format!("echoloop {first} {}", example_value(&format!("{arg} <{kind}>"))?),
+    };
+    let is_whole = program.clone().try_get_matches_from(line.split(' ').map(|word| word.trim_matches('\''))).is_ok();
+    Some(format!("{arg} is an option of {names}{}", if is_whole { format!(": {line}") } else { String::new() }))
+}
+
+/// A value in two words, where one is wanted: HOST PORT, or NUMBER UNIT. `value` is the first or the second of them.
+fn two_words(value: &str, command: &str, line: &[String]) -> Option<String> {
+    let place = line.iter().position(|it| it == value)?;
+    let is_number = |text: &String| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some(port) = line.get(place + 1).filter(|it| is_number(it) && !is_number(&line[place])) {
+        let host = if value.contains(':') && !value.starts_with('[') { format!("[{value}]") } else { value.to_owned() };
+        let address = format!("{host}:{port}").parse::<Address>().ok()?;
+        let is_option_value = place > 0 && line[place - 1].starts_with('-');
+        return (!is_option_value).then(|| format!("host and port are one argument: echoloop {command} {address}"));
+    }
+    let option = line.get(place.checked_sub(2)?).filter(|option| option.starts_with('-'))?;
+    let number = line.get(place - 1).filter(|number| is_number(number))?;
+    let is_unit = value.chars().count() <= 3 && value.chars().all(char::is_alphabetic);
+    is_unit.then(|| format!("a number and its unit are one argument: echoloop {command} {option} {number}{value}"))
+}
+
 fn unknown_command(word: &str) -> Option<String> {
+    if word == "echoloop" {
+        return Some("once is enough: echoloop serve".to_owned());
+    }
     if let Ok(address) = word.parse::<Address>() {
         return Some(format!(
             "before an address comes what to do: echoloop serve {address} listens there, echoloop connect {address} \
@@ -240,16 +301,27 @@ fn unknown_command(word: &str) -> Option<String> {
 /// An option with a value that works.
 fn example_value(option: &str) -> Option<String> {
     let (name, kind) = option.split_once(" <")?;
-    let value = match kind.trim_end_matches(['>', '.']) {
+    let value = match kind.trim_end_matches("...").trim_end_matches('>') {
         "DUR" => "10s",
         "N" => "100",
         "R" => "50k",
         "SIZE" => "64KiB",
         "ADDR" => "9090",
+        "BITS" => "64",
         "CIDR" => "10.0.0.0/8",
+        "CMD" => "'server {port}'",
+        "DIR" => "man",
         "EXPR" => "'p99<5ms'",
-        "WORD" | "TEXT" => "bye",
         "FILE" => "run.json",
+        "FORMAT" => "json",
+        "IP[,IP...]" => "127.0.0.1-127.0.0.9",
+        "LIST" => "bytes",
+        "PID" => "4711",
+        "PROFILE" => "rfc862",
+        "SPEC[@SHARE]" => "delay=5ms",
+        "TEMPLATE" => "{host}:{port}",
+        "TEXT" | "WORD" => "bye",
+        "TIME" => "2026-11-24T20:00:00Z",
         _ => return None,
     };
     Some(format!("{name} {value}"))
@@ -304,7 +376,7 @@ mod tests {
         ["echoloop"].into_iter().chain(line.split_whitespace()).map(|word| word.trim_matches('\'').to_owned()).collect()
     }
 
-    fn answer(line: &str) -> String {
+    fn answer_of(line: &str) -> String {
         let line: Vec<OsString> = words(line).into_iter().map(Into::into).collect();
         let line = join_negative_values(&Cli::command(), &line);
         let mut error = Cli::command().try_get_matches_from(&line).unwrap_err();
@@ -328,7 +400,7 @@ mod tests {
         );
         for line in lines {
             let Err(_) = Cli::try_parse_from(words(&line)) else { continue }; // some are options of some commands
-            let text = answer(&line);
+            let text = answer_of(&line);
             let examples = examples(&text);
             assert!(!examples.is_empty() || text.contains("as in ["), "{line}: {text}");
             for example in examples {
@@ -343,20 +415,51 @@ mod tests {
 
     #[test]
     fn an_address_is_made_of_what_was_given() {
-        assert!(answer("serve --port 8080").contains("echoloop serve 127.0.0.1:8080"));
-        assert!(answer("connect --port=8080").contains("echoloop connect 127.0.0.1:8080"));
-        assert!(answer("bench --host example.net").contains("echoloop bench example.net:7777"));
-        assert!(answer("check --host ::1").contains("echoloop check [::1]:7777"));
-        assert!(answer("connect example.net 7").contains("echoloop connect example.net:7"));
-        assert!(answer("[::1]:7").contains("echoloop serve [::1]:7 listens"));
+        assert!(answer_of("serve --port 8080").contains("echoloop serve 127.0.0.1:8080"));
+        assert!(answer_of("connect --port=8080").contains("echoloop connect 127.0.0.1:8080"));
+        assert!(answer_of("bench --host example.net").contains("echoloop bench example.net:7777"));
+        assert!(answer_of("check --host ::1").contains("echoloop check [::1]:7777"));
+        assert!(answer_of("connect example.net 7").contains("echoloop connect example.net:7"));
+        assert!(answer_of("[::1]:7").contains("echoloop serve [::1]:7 listens"));
     }
 
     #[test]
     fn a_negative_value_is_refused_as_such() {
         for line in ["bench -t -5s", "bench --duration -5", "bench -c -1", "serve --idle-timeout -4m", "check -c -6"] {
-            let text = answer(line);
+            let text = answer_of(line);
             assert!(text.contains("it is negative"), "{line}: {text}");
             assert!(text.contains(&format!("'{}'", line.rsplit(' ').next().unwrap())), "{text}");
+        }
+    }
+
+    #[test]
+    fn option_of_another_command_is_told_with_it() {
+        for (line, answer) in [
+            (
+                "serve --connections 5",
+                "--connections is an option of bench and check: echoloop bench --connections 100",
+            ),
+            ("bench --print", "--print is an option of serve: echoloop serve --print"),
+            ("connect --rate 5", "--rate is an option of bench: echoloop bench --rate 50k"),
+            ("--rate 5", "--rate is an option of bench: echoloop bench --rate 50k"),
+            ("connect --merge", "--merge is an option of report\n"),
+            ("--serve", "commands have no dashes: echoloop serve"),
+        ] {
+            let text = answer_of(line);
+            assert!(text.contains(answer), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn value_in_two_words_is_put_together() {
+        for (line, answer) in [
+            ("serve 0.0.0.0 8080", "echoloop serve 0.0.0.0:8080"),
+            ("serve ::1 8080", "echoloop serve [::1]:8080"),
+            ("serve --send-buffer 64 K", "echoloop serve --send-buffer 64K"),
+            ("bench -t 10 s", "as in 10ms, 10s, 10m"),
+        ] {
+            let text = answer_of(line);
+            assert!(text.contains(answer), "{line}: {text}");
         }
     }
 
@@ -371,7 +474,7 @@ mod tests {
                 };
                 improve(&mut error, &Cli::command(), &["echoloop".into(), name.into()]);
                 let text = error.to_string();
-                let Some((_, example)) = text.split_once("for example ") else { continue };
+                let Some((_, example)) = text.split_once("for example ") else { panic!("no example: {text}") };
                 let line = format!("{name} {}", example.lines().next().unwrap());
                 if let Err(error) = Cli::try_parse_from(words(&line)) {
                     assert_ne!(error.kind(), ErrorKind::ValueValidation, "{error}");

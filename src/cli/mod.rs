@@ -70,7 +70,11 @@ impl Cli {
             let cli = command.try_get_matches_from(line).and_then(|matches| Cli::from_arg_matches(&matches))?;
             match cli.command.check() {
                 Ok(()) => Ok(cli),
-                Err(text) => Err(Cli::command().error(ErrorKind::ValueValidation, text)),
+                // Without a usage: that the line is well formed is not in doubt.
+                Err(text) => {
+                    let text = format!("{text}\n\nFor more information, try '--help'.\n");
+                    Err(clap::Error::raw(ErrorKind::ValueValidation, text))
+                }
             }
         };
         let parsed = parse(&line).or_else(|error| {
@@ -389,6 +393,187 @@ mod tests {
         "--watch-pid",
         "--fail-if",
     ];
+
+    /// Each option that takes a value, and each argument: its command, what to write before a value, and the kind of value.
+    fn values() -> Vec<(String, String, String)> {
+        let mut all = Vec::new();
+        for command in Cli::command().get_subcommands() {
+            for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+                let kind = arg.get_value_names().map_or("", |names| names[0].as_str()).to_owned();
+                let before = arg.get_long().map_or(String::new(), |long| format!("--{long}="));
+                all.push((command.get_name().to_owned(), before, kind));
+            }
+        }
+        all
+    }
+
+    /// What is wrong with this value, if it is refused as a value.
+    fn refusal(program: &mut clap::Command, command: &str, before: &str, value: &str) -> Option<String> {
+        let value = format!("{before}{value}");
+        let line =
+            if before.is_empty() { vec!["echoloop", command, "--", &value] } else { vec!["echoloop", command, &value] };
+        let error = program.try_get_matches_from_mut(line).err()?;
+        [ErrorKind::ValueValidation, ErrorKind::InvalidValue].contains(&error.kind()).then(|| error.to_string())
+    }
+
+    /// Whatever people write, in hope or by mistake.
+    const WRITTEN: [&str; 96] = [
+        "",
+        " ",
+        "0",
+        "00",
+        "-1",
+        "-5s",
+        "+1",
+        "1",
+        "2",
+        "10",
+        "1.5",
+        ".5",
+        "1.",
+        "1k",
+        "50k",
+        "1K",
+        "1M",
+        "1Ki",
+        "64KiB",
+        "64 KiB",
+        "64 sheep",
+        "1e3",
+        "1E3",
+        "1e99",
+        "1e-3",
+        "1_000",
+        "1__0",
+        "1,000",
+        "99999999999999999999",
+        "9e18",
+        "10s",
+        "10 s",
+        "5sec",
+        "1m 30s",
+        "1m30",
+        "0s",
+        "9000years",
+        "50k/s",
+        "1k/s",
+        "5/sec",
+        "50kps",
+        "1k/min",
+        "1MiB/s",
+        "inf",
+        "NaN",
+        "0x10",
+        "soon",
+        "now",
+        "many",
+        "all",
+        "localhost",
+        "localhost:",
+        "localhost:http",
+        ":7777",
+        ":",
+        "7777",
+        "65536",
+        "127.0.0.1",
+        "127.0.0.1:7777",
+        "127.0.0.1:0",
+        "0.0.0.0:7777",
+        "[::1]",
+        "[::1]:7777",
+        "[::1",
+        "::1",
+        "::1:7777",
+        "2001:db8::1:80",
+        "udp:",
+        "udp:7",
+        "udp::7",
+        "udp:localhost",
+        "udp:[::1]",
+        "tcp:",
+        "tcp://h:1",
+        "udp://h",
+        "http://h:80/x",
+        "https://h",
+        "http://:80",
+        "unix:",
+        "unix:@",
+        "unix:/x",
+        "a:1,b:2",
+        ",",
+        "a b:1",
+        "10.0.0.0/33",
+        "10.0.0.*",
+        "p99",
+        "p99>2",
+        "rate>soon",
+        "delay",
+        "drop=2",
+        "freeze=1s",
+        "half-close=x",
+        "{x}",
+        "4KiB..1",
+        "é",
+    ];
+
+    #[test]
+    fn each_refusal_has_an_example_that_works() {
+        let mut program = Cli::command();
+        let (mut refused, mut examples) = (0, 0);
+        for (command, before, kind) in values() {
+            for value in WRITTEN {
+                let Some(text) = refusal(&mut program, &command, &before, value) else { continue };
+                refused += 1;
+                let is_list = kind == "LIST" && value.contains(',');
+                assert!(text.contains(&format!("'{value}'")) || is_list || value.is_empty(), "{command}: {text}");
+                let first = text.lines().next().unwrap();
+                let all = match first.rsplit_once("write it as in ") {
+                    Some((_, all)) => all.split(", ").collect::<Vec<_>>(),
+                    // Words to choose from, in clap's own way.
+                    None => match text.split_once("[possible values: ") {
+                        Some((_, all)) => all.split(']').next().unwrap().split(", ").collect(),
+                        None if value.is_empty() => continue, // a missing value: see the advice
+                        None => panic!("{command} {before}{value}: no example: {text}"),
+                    },
+                };
+                for example in
+                    all.iter().flat_map(|all| if kind == "ADDR" { all.split(' ').collect() } else { vec![*all] })
+                {
+                    examples += 1;
+                    let refused = refusal(&mut program, &command, &before, example.trim_matches('\''));
+                    assert_eq!(refused, None, "{command} {before}{value} has the example {example}");
+                }
+            }
+        }
+        assert!(refused > 2000 && examples > 4000, "{refused} {examples}");
+    }
+
+    #[test]
+    fn values_of_a_kind_are_written_alike_everywhere() {
+        let alike = |kind: &str| match kind {
+            "N" | "PID" | "BITS" => &["100", "1e2", "1_00", "0.1k", "100.0", "1E2"][..],
+            "R" => &["50", "5e1", "0.05k", "50/s", "50 /s", "0.05k/s", "50/sec"],
+            "SIZE" => &["100", "1e2", "0.1k", "100B", "100b", "1KiB", "1 KiB", "1_000", "0.5Mi", "1K"],
+            "DUR" => &["1s", "1 s", "1sec", "1000ms", "1e3ms", "1_000ms", "0.5m", "1m 30s", "1m30s"],
+            "ADDR" => &["7777", "127.0.0.1:7777", "[::1]:7777", "localhost:7777", "tcp:127.0.0.1:7777", "unix:/x"],
+            "CIDR" => &["10.0.0.0/8", "192.0.2.1", "2001:db8::/32"],
+            "EXPR" => &["p99<5ms", "p99 < 5 ms", "rate>50k", "rate>50k/s"],
+            "WORD" | "TEXT" | "FILE" | "DIR" => &["bye", "1k", "a b"],
+            "CMD" | "COMMAND" | "FORMAT" | "IP[,IP...]" | "LIST" | "PROFILE" | "shell" | "SHELL" | "SPEC[@SHARE]"
+            | "TEMPLATE" | "TIME" => &[],
+            other => panic!("a kind of values that has no grammar yet: {other}"),
+        };
+        let mut program = Cli::command();
+        for (command, before, kind) in values() {
+            for value in alike(&kind) {
+                assert_eq!(refusal(&mut program, &command, &before, value), None, "{command} {before}{value}");
+            }
+            let is_number = ["N", "PID", "BITS", "R", "SIZE", "DUR"].contains(&kind.as_str());
+            for value in ["-1", "1,000", "soon", "1__0", "0x10"].iter().filter(|_| is_number) {
+                assert!(refusal(&mut program, &command, &before, value).is_some(), "{command} {before}{value}");
+            }
+        }
+    }
 
     proptest! {
         #[test]

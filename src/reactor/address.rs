@@ -50,16 +50,18 @@ pub enum Endpoint {
 /// Why a text is not an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AddressError {
-    /// There is no port, or what stands there is not a number from 0 to 65535.
+    /// There is no port; this is what was written, with one.
+    NoPort(String),
+    /// What stands where the port goes is not a number from 0 to 65535.
     Port(String),
-    /// There is nothing before this port.
-    NoHost(String),
+    /// There is nothing before the port; this is the port, and what says which kind of socket it is.
+    NoHost(String, &'static str),
     /// It is a URL; the address in it is this.
     Url(String),
     /// These are several addresses.
-    List,
-    /// An IPv6 address without its brackets, or brackets around something else.
-    Brackets,
+    List(Vec<String>),
+    /// An IPv6 address without its brackets, or brackets around something else; this is how to write it.
+    Brackets(String),
     /// A character that is in no host name.
     Host(String),
     /// A path that no socket file can have, and why.
@@ -69,24 +71,30 @@ pub enum AddressError {
 impl fmt::Display for AddressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            AddressError::Port(port) if port.is_empty() => {
-                write!(f, "it has no port: write HOST:PORT, as in {DEFAULT}, 7777 for short, or unix:PATH")
-            }
+            AddressError::NoPort(address) => write!(f, "it has no port: write it as in {address}"),
             AddressError::Port(port) => {
-                write!(f, "{port:?} is not a port: a number from 0 to 65535, as in {DEFAULT}")
+                write!(f, "{port:?} is not a port, a number from 0 to 65535: write it as in {DEFAULT}")
             }
-            AddressError::NoHost(port) => write!(
+            AddressError::NoHost(port, kind) => write!(
                 f,
-                "it has no host: 127.0.0.1:{port} is this machine alone; 0.0.0.0:{port} and [::]:{port} are all its \
-                 addresses, to listen on"
+                "it has no host (127.0.0.1 is this machine alone; 0.0.0.0 and [::] are all its addresses): write it as in \
+                 {kind}127.0.0.1:{port}, {kind}0.0.0.0:{port}, {kind}[::]:{port}"
             ),
-            AddressError::Url(address) => write!(f, "it is a URL: write {address}"),
-            AddressError::List => {
-                write!(f, "these are several addresses: write each as an argument of its own, as in a:1 b:2")
+            AddressError::Url(address) => write!(f, "it is a URL, and an address is wanted: write it as in {address}"),
+            AddressError::List(all) => {
+                write!(
+                    f,
+                    "these are several addresses, and each is an argument of its own: write it as in {}",
+                    all.join(" ")
+                )
             }
-            AddressError::Brackets => write!(f, "an IPv6 address goes into brackets, as in [::1]:7777"),
-            AddressError::Host(host) => write!(f, "{host:?} is not a host name: write HOST:PORT, as in {DEFAULT}"),
-            AddressError::Path(cause) => write!(f, "it cannot be a socket file: {cause}"),
+            AddressError::Brackets(address) => {
+                write!(f, "an IPv6 address goes into brackets: write it as in {address}")
+            }
+            AddressError::Host(host) => write!(f, "{host:?} is not a host name: write it as in {DEFAULT}"),
+            AddressError::Path(cause) => {
+                write!(f, "it cannot be a socket file: {cause}: write it as in unix:/run/echo.sock")
+            }
         }
     }
 }
@@ -106,22 +114,23 @@ impl FromStr for Address {
             let prefix = if scheme == "udp" { "udp:" } else { "" };
             let address = match host.parse::<Host>() {
                 Ok(host) => format!("{prefix}{host}"),
-                Err(AddressError::Port(port)) if port.is_empty() && !host.is_empty() => {
-                    let port = if scheme == "https" {
-                        443
-                    } else if scheme == "http" {
-                        80
-                    } else {
-                        7777
+                Err(AddressError::NoPort(_)) if !host.is_empty() => {
+                    let port = match scheme {
+                        "https" => 443,
+                        "http" => 80,
+                        _ => 7777,
                     };
-                    format!("{prefix}{host}:{port}")
+                    format!("{prefix}{}:{port}", host.trim_end_matches(':'))
                 }
-                Err(_) => format!("{prefix}HOST:PORT, as in {prefix}{DEFAULT}"),
+                Err(AddressError::NoHost(port, _)) if port.parse::<u16>().is_ok() => {
+                    format!("{prefix}127.0.0.1:{port}")
+                }
+                Err(_) => format!("{prefix}{DEFAULT}"),
             };
             return Err(AddressError::Url(address));
         }
         match text.strip_prefix("udp:") {
-            Some(host) => host.parse().map(Address::Udp),
+            Some(host) => host.parse().map(Address::Udp).map_err(AddressError::of_udp),
             None => text.strip_prefix("tcp:").unwrap_or(text).parse().map(Address::Tcp),
         }
     }
@@ -135,7 +144,7 @@ fn unix(path: &str) -> Result<Address, String> {
     }
     // An empty name is Linux's way to ask for any (unix(7)).
     if name.unwrap_or(path).is_empty() {
-        return Err("there is no path: write unix:/run/echo.sock".to_owned());
+        return Err("there is no path".to_owned());
     }
     if path.contains('\0') {
         return Err("there is a zero byte in it".to_owned());
@@ -153,34 +162,57 @@ impl FromStr for Host {
 
     /// `HOST:PORT`, or a port alone, which is on 127.0.0.1.
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let is_port = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if text.is_empty() {
+            return Err(AddressError::NoPort(DEFAULT.to_owned()));
+        }
+        let is_port = text.bytes().all(|byte| byte.is_ascii_digit());
         if is_port {
             let port = text.parse().map_err(|_| AddressError::Port(text.to_owned()))?;
             return Ok(Host { host: "127.0.0.1".to_owned(), port });
         }
         if text.contains(',') {
-            return Err(AddressError::List);
+            let all = text.split(',').map(str::trim).filter(|part| part.parse::<Address>().is_ok());
+            let all: Vec<_> = all.map(str::to_owned).collect();
+            return Err(match all.len() {
+                0 | 1 => AddressError::Host(text.to_owned()),
+                _ => AddressError::List(all),
+            });
         }
+        let with_port = |host: &str| match format!("{host}:7777") {
+            address if address.parse::<Host>().is_ok() => AddressError::NoPort(address),
+            _ => AddressError::NoPort(DEFAULT.to_owned()),
+        };
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
-                let (host, rest) = rest.split_once(']').ok_or(AddressError::Brackets)?;
+                let (host, rest) = rest.split_once(']').ok_or_else(|| bracketed(text))?;
                 let number = host.split_once('%').map_or(host, |(number, _zone)| number);
-                number.parse::<Ipv6Addr>().map_err(|_| AddressError::Brackets)?;
+                number.parse::<Ipv6Addr>().map_err(|_| bracketed(text))?;
+                if matches!(rest, "" | ":") {
+                    return Err(with_port(&format!("[{host}]")));
+                }
                 (host, rest.strip_prefix(':').ok_or_else(|| AddressError::Port(rest.to_owned()))?)
             }
             None => {
                 if text.parse::<Ipv6Addr>().is_ok() {
-                    return Err(AddressError::Brackets);
+                    return Err(bracketed(text));
                 }
-                let (host, port) = text.rsplit_once(':').ok_or(AddressError::Port(String::new()))?;
+                let (host, port) = text.rsplit_once(':').ok_or_else(|| with_port(text))?;
                 if host.contains(':') {
-                    return Err(AddressError::Brackets);
+                    return Err(bracketed(text));
+                }
+                if port.is_empty() && !host.is_empty() {
+                    return Err(with_port(host));
                 }
                 (host, port)
             }
         };
         if host.is_empty() {
-            return Err(AddressError::NoHost(port.to_owned()));
+            let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+            return Err(if is_port {
+                AddressError::NoHost(port.to_owned(), "")
+            } else {
+                AddressError::Port(port.to_owned())
+            });
         }
         if host.chars().any(|c| c.is_whitespace() || c.is_control() || "/[]@,".contains(c)) {
             return Err(AddressError::Host(host.to_owned()));
@@ -190,6 +222,29 @@ impl FromStr for Host {
         let number = if digits { port.parse().ok() } else { None };
         let port = number.ok_or_else(|| AddressError::Port(port.to_owned()))?;
         Ok(Host { host: host.to_owned(), port })
+    }
+}
+
+/// How to write what looks like an IPv6 address, with its port if it has one.
+fn bracketed(text: &str) -> AddressError {
+    let bare = text.replace(['[', ']'], "");
+    let whole = || bare.parse::<Ipv6Addr>().ok().map(|host| format!("[{host}]:7777"));
+    let parts = || {
+        let (host, port) = bare.rsplit_once(':')?;
+        Some(format!("[{}]:{}", host.parse::<Ipv6Addr>().ok()?, port.parse::<u16>().ok()?))
+    };
+    AddressError::Brackets(parts().or_else(whole).unwrap_or_else(|| "[::1]:7777".to_owned()))
+}
+
+impl AddressError {
+    /// The same about a UDP address.
+    fn of_udp(self) -> Self {
+        match self {
+            AddressError::NoPort(address) => AddressError::NoPort(format!("udp:{address}")),
+            AddressError::NoHost(port, _) => AddressError::NoHost(port, "udp:"),
+            AddressError::Brackets(address) => AddressError::Brackets(format!("udp:{address}")),
+            other => other,
+        }
     }
 }
 
@@ -247,6 +302,11 @@ impl Host {
         &self.host
     }
 
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         let mut found: Vec<SocketAddr> = Vec::new();
         for address in (self.host.as_str(), self.port).to_socket_addrs()? {
@@ -283,26 +343,31 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        assert_eq!(error("localhost"), AddressError::Port(String::new()));
-        assert_eq!(error(""), AddressError::Port(String::new()));
-        assert_eq!(error("localhost:"), AddressError::Port(String::new()));
+        assert_eq!(error("localhost"), AddressError::NoPort("localhost:7777".into()));
+        assert_eq!(error(""), AddressError::NoPort(DEFAULT.into()));
+        assert_eq!(error("localhost:"), AddressError::NoPort("localhost:7777".into()));
+        assert_eq!(error("udp:localhost"), AddressError::NoPort("udp:localhost:7777".into()));
         assert_eq!(error("localhost:http"), AddressError::Port("http".into()));
         assert_eq!(error("localhost:65536"), AddressError::Port("65536".into()));
         assert_eq!(error("localhost:+1"), AddressError::Port("+1".into()));
-        assert_eq!(error(":7777"), AddressError::NoHost("7777".into()));
-        assert_eq!(error("::1"), AddressError::Brackets);
-        assert_eq!(error("::1:7777"), AddressError::Brackets);
-        assert_eq!(error("[::1"), AddressError::Brackets);
-        assert_eq!(error("[localhost]:1"), AddressError::Brackets);
-        assert_eq!(error("[::1]"), AddressError::Port(String::new()));
+        assert_eq!(error(":7777"), AddressError::NoHost("7777".into(), ""));
+        assert_eq!(error("udp::7777"), AddressError::NoHost("7777".into(), "udp:"));
+        let brackets = |text: &str| AddressError::Brackets(text.to_owned());
+        assert_eq!(error("::1"), brackets("[::1]:7777"));
+        assert_eq!(error("2001:db8::1:80"), brackets("[2001:db8::1]:80"));
+        assert_eq!(error("udp:::1:7"), brackets("udp:[::1]:7"));
+        assert_eq!(error("[::1"), brackets("[::1]:7777"));
+        assert_eq!(error("[localhost]:1"), brackets("[::1]:7777"));
+        assert_eq!(error("[::1]"), AddressError::NoPort("[::1]:7777".into()));
         assert_eq!(error("http://localhost:80/x?y"), AddressError::Url("localhost:80".into()));
         assert_eq!(error("http://localhost"), AddressError::Url("localhost:80".into()));
         assert_eq!(error("tcp://[::1]:7"), AddressError::Url("[::1]:7".into()));
         assert_eq!(error("udp://localhost:7"), AddressError::Url("udp:localhost:7".into()));
-        assert_eq!(error("a:1,b:2"), AddressError::List);
+        assert_eq!(error("tcp://:80"), AddressError::Url("127.0.0.1:80".into()));
+        assert_eq!(error("a:1,b:2"), AddressError::List(vec!["a:1".into(), "b:2".into()]));
         assert_eq!(error("65536"), AddressError::Port("65536".into()));
         assert_eq!(error("a b:80"), AddressError::Host("a b".into()));
-        assert_eq!(error("udp:"), AddressError::Port(String::new()));
+        assert_eq!(error("udp:"), AddressError::NoPort(format!("udp:{DEFAULT}")));
         assert_eq!(error("tcp:udp:x"), AddressError::Port("x".into()));
         assert!(matches!(error("unix:"), AddressError::Path(_)));
         for path in ["@", "a\0b"] {
@@ -315,7 +380,7 @@ mod tests {
         let path = |length: usize| format!("unix:/{}", "x".repeat(length - 1));
         assert!(path(UNIX_PATH_LIMIT).parse::<Address>().is_ok());
         let text = error(&path(UNIX_PATH_LIMIT + 1)).to_string();
-        assert!(text.ends_with(&format!("the kernel takes at most {UNIX_PATH_LIMIT}")), "{text}");
+        assert!(text.contains(&format!("the kernel takes at most {UNIX_PATH_LIMIT}:")), "{text}");
     }
 
     #[test]

@@ -165,13 +165,41 @@ impl fmt::Display for Fault {
     }
 }
 
-const KINDS: &str = "delay, chunk, bandwidth, stall-after, reset-after, close-after, half-close, drop, corrupt, duplicate, \
-                     swap, translate, banner, accept-delay, no-accept, freeze";
-
 impl FromStr for Fault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        Fault::parse(text).map_err(|error| {
+            let cause = error.split(": write it as in ").next().unwrap_or_default();
+            let name = text.split(['=', '@']).next().unwrap_or_default();
+            let example = EXAMPLES.iter().find(|(kind, _)| *kind == name).map_or("delay=5ms", |(_, example)| example);
+            format!("{cause}: write it as in {example}")
+        })
+    }
+}
+
+/// The kinds of faults, and how to write each.
+const EXAMPLES: [(&str, &str); 16] = [
+    ("delay", "delay=5ms, delay=5ms..50ms, delay=exp:20ms"),
+    ("chunk", "chunk=1..100, chunk=1..100/5ms"),
+    ("bandwidth", "bandwidth=1MiB"),
+    ("stall-after", "stall-after=64KiB"),
+    ("reset-after", "reset-after=64KiB"),
+    ("close-after", "close-after=64KiB"),
+    ("half-close", "half-close=ignore, half-close=reset"),
+    ("drop", "drop=0.01, drop=1%"),
+    ("corrupt", "corrupt=0.01, corrupt=1%"),
+    ("duplicate", "duplicate=0.01, duplicate=1%"),
+    ("swap", "swap=0.01, swap=1%"),
+    ("translate", "translate=crlf, translate=telnet, translate=utf8, translate=nul"),
+    ("banner", "banner=hello"),
+    ("accept-delay", "accept-delay=100ms"),
+    ("no-accept", "no-accept"),
+    ("freeze", "freeze=1s/10s"),
+];
+
+impl Fault {
+    fn parse(text: &str) -> Result<Self, String> {
         let (spec, share) = match text.rsplit_once('@') {
             Some((spec, share)) if share.starts_with(|first: char| first.is_ascii_digit() || first == '.') => {
                 (spec, probability(share).map_err(|error| format!("the share of connections, {share:?}: {error}"))?)
@@ -179,17 +207,17 @@ impl FromStr for Fault {
             _ => (text, 1.0),
         };
         let (name, value) = spec.split_once('=').map_or((spec, None), |(name, value)| (name, Some(value)));
-        let value_of = |example: &str| value.ok_or_else(|| format!("{name} needs a value: write {name}={example}"));
-        let share_of = |kind: fn(f64) -> Kind| probability(value.unwrap_or("1")).map(kind);
-        let after = |then| Ok::<_, String>(Kind::After { bytes: values::any_size(value_of("64KiB")?)?, then });
+        let value = || value.ok_or_else(|| format!("{name} needs a value"));
+        let share_of = |kind: fn(f64) -> Kind| probability(value().unwrap_or("1")).map(kind);
+        let after = |then| Ok::<_, String>(Kind::After { bytes: values::any_size(value()?)?, then });
         let kind = match name {
-            "delay" => Kind::Delay(delay(value_of("5ms..50ms")?)?),
-            "chunk" => chunk(value_of("1..100")?)?,
-            "bandwidth" => Kind::Bandwidth(values::buffer_size(value_of("1MiB")?)? as u64),
+            "delay" => Kind::Delay(delay(value()?)?),
+            "chunk" => chunk(value()?)?,
+            "bandwidth" => Kind::Bandwidth(values::bandwidth(value()?)?),
             "stall-after" => after(Then::Stall)?,
             "reset-after" => after(Then::Reset)?,
             "close-after" => after(Then::Close)?,
-            "half-close" => Kind::HalfClose(match value_of("ignore")? {
+            "half-close" => Kind::HalfClose(match value()? {
                 "ignore" => HalfClose::Ignore,
                 "reset" => HalfClose::Reset,
                 other => return Err(format!("half-close={other}: it is ignore or reset")),
@@ -198,27 +226,31 @@ impl FromStr for Fault {
             "corrupt" => share_of(Kind::Corrupt)?,
             "duplicate" => share_of(Kind::Duplicate)?,
             "swap" => share_of(Kind::Swap)?,
-            "translate" => Kind::Translate(match value_of("crlf")? {
+            "translate" => Kind::Translate(match value()? {
                 "crlf" => Translate::Crlf,
                 "telnet" => Translate::Telnet,
                 "utf8" => Translate::Utf8,
                 "nul" => Translate::Nul,
                 other => return Err(format!("translate={other}: it is crlf, telnet, utf8 or nul")),
             }),
-            "banner" => Kind::Banner(unescape(value_of("TEXT")?)?),
-            "accept-delay" => Kind::AcceptDelay(values::positive_duration(value_of("100ms")?)?),
-            "no-accept" if value.is_none() => Kind::NoAccept,
+            "banner" => Kind::Banner(unescape(value()?)?),
+            "accept-delay" => Kind::AcceptDelay(values::positive_duration(value()?)?),
+            "no-accept" if value().is_err() => Kind::NoAccept,
             "no-accept" => return Err("no-accept takes no value".to_owned()),
             "freeze" => {
-                let value = value_of("1s/10s")?;
-                let (length, every) = value.split_once('/').ok_or("write it as in freeze=1s/10s: 1s in each 10s")?;
+                let value = value()?;
+                let (length, every) =
+                    value.split_once('/').ok_or("it does not say how often: 1s/10s is 1s in each 10s")?;
                 let (length, every) = (values::positive_duration(length)?, values::positive_duration(every)?);
                 if length >= every {
                     return Err(format!("frozen for {length:?} in each {every:?}, it would never serve"));
                 }
                 Kind::Freeze { length, every }
             }
-            other => return Err(format!("there is no fault {other:?}: there are {KINDS}")),
+            other => {
+                let kinds: Vec<_> = EXAMPLES.iter().map(|(kind, _)| *kind).collect();
+                return Err(format!("there is no fault {other:?} (there are {})", kinds.join(", ")));
+            }
         };
         if share < 1.0 && matches!(kind, Kind::AcceptDelay(_) | Kind::NoAccept | Kind::Freeze { .. }) {
             return Err(format!("{name} is about the whole server, not about a share of its connections"));
@@ -232,7 +264,10 @@ fn probability(text: &str) -> Result<f64, String> {
         Some(percent) => percent.parse::<f64>().map(|percent| percent / 100.0),
         None => text.parse(),
     };
-    number.ok().filter(|it| (0.0..=1.0).contains(it)).ok_or("write a part of the whole as in 0.01 or 1%".to_owned())
+    number
+        .ok()
+        .filter(|it| (0.0..=1.0).contains(it))
+        .ok_or_else(|| format!("{text:?} is not a part of a whole, 0.01 or 1%"))
 }
 
 fn delay(text: &str) -> Result<Delay, String> {
@@ -303,6 +338,12 @@ impl FromStr for Greeting {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        Greeting::parse(text).map_err(|cause| format!("{cause}: write it as in {{host}}:{{port}}"))
+    }
+}
+
+impl Greeting {
+    fn parse(text: &str) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
@@ -315,7 +356,7 @@ impl FromStr for Greeting {
                 Some(("env", variable)) if !variable.is_empty() => Part::Variable(variable.to_owned()),
                 _ => {
                     return Err(format!(
-                        "{{{name}}} is not known: there are {{host}}, {{port}}, {{pid}} and {{env:NAME}}"
+                        "{{{name}}} is not known (there are {{host}}, {{port}}, {{pid}} and {{env:NAME}})"
                     ));
                 }
             });
