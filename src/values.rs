@@ -264,7 +264,11 @@ pub(crate) fn message_size(text: &str) -> Result<(u64, u64), String> {
     let (smallest, largest) = text.split_once("..").unwrap_or((text, text));
     match (size(smallest)?, size(largest)?) {
         (smallest, largest) if smallest > largest => {
-            Err(format!("{smallest} is more than {largest}: write the smaller one first, as in 1..4KiB"))
+            let (first, second) = text.split_once("..").unwrap_or((text, text));
+            Err(with_example(
+                format_args!("{smallest} is more than {largest}"),
+                &format!("{}..{}", second.trim(), first.trim()),
+            ))
         }
         sizes => Ok(sizes),
     }

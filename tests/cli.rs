@@ -123,6 +123,25 @@ fn unknown_variables_are_warned_of() {
 }
 
 #[test]
+fn version_is_short_or_tells_the_build() {
+    let say = |flag: &str| String::from_utf8(Command::new(ECHOLOOP).arg(flag).output().unwrap().stdout).unwrap();
+    let short = say("-V");
+    assert_eq!(short, concat!("echoloop ", env!("CARGO_PKG_VERSION"), "\n"));
+    let long = say("--version");
+    assert!(long.starts_with(&short), "{long}");
+    assert!(long.contains("\ntarget: ") && long.contains("\ncompiler: rustc "), "{long}");
+    let git =
+        Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let is_checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".git").exists();
+    let commit =
+        git.ok().filter(|git| is_checkout && git.status.success()).map(|git| String::from_utf8(git.stdout).unwrap());
+    assert_eq!(long.contains("\ncommit: "), commit.is_some(), "{long}");
+    if let Some(commit) = commit {
+        assert!(long.contains(commit.trim()), "{long} is not of {commit}");
+    }
+}
+
+#[test]
 fn wrong_guesses_are_answered_by_what_works() {
     for (line, answer) in [
         ("serve --port 8080", "echoloop serve 127.0.0.1:8080"),

@@ -44,6 +44,7 @@ use machine::{Machine, World};
 use progress::Progress;
 use watch::{Precision, Usage, Watch};
 
+use crate::build::Build;
 use crate::reactor::Poller;
 use crate::signals::StopSignals;
 
@@ -173,6 +174,7 @@ fn assemble<W: World>(
         schema,
         version,
         echoloop,
+        build: Some(Build::this()),
         id: summary::identity(),
         name: config.name.clone().unwrap_or_else(|| config.address.to_string()),
         started: summary::timestamp(started).unwrap_or_default(),

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Criterion;
 use super::latency::Latency;
 use super::payload::Mismatch;
+use crate::build::{self, Build};
 use crate::count::counted;
 use crate::stdio;
 
@@ -36,6 +37,9 @@ pub struct Run {
     pub version: u32,
     /// The version of echoloop that made the run.
     pub echoloop: String,
+    /// What that echoloop was built from; null if its version did not tell.
+    #[serde(default)]
+    pub build: Option<Build>,
     /// What tells this run from all others: 32 hexadecimal digits. Of a run of version 1 they are made from its contents.
     #[serde(default)]
     pub id: String,
@@ -482,7 +486,15 @@ pub struct Step {
 impl Run {
     /// The fields that say what kind of file this is.
     pub(super) fn marks() -> (String, u32, String) {
-        (SCHEMA.to_owned(), VERSION, env!("CARGO_PKG_VERSION").to_owned())
+        (SCHEMA.to_owned(), VERSION, build::VERSION.to_owned())
+    }
+
+    /// The version of echoloop that made it, with the commit if that is known.
+    pub(super) fn maker(&self) -> String {
+        match self.build.as_ref().and_then(|build| build.commit.as_ref()) {
+            Some(commit) => format!("{} ({commit})", self.echoloop),
+            None => self.echoloop.clone(),
+        }
     }
 
     /// Everything that went wrong.
@@ -765,6 +777,7 @@ pub(super) mod tests {
             schema,
             version,
             echoloop,
+            build: Some(Build::this()),
             id: digest(name.as_bytes()),
             name: name.to_owned(),
             started: "2026-01-01T00:00:00.900000Z".to_owned(),

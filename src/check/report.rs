@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::catalogue::{self, About, Promise};
+use crate::build::{self, Build};
 use crate::count::counted;
 use crate::escape;
 
@@ -90,6 +91,8 @@ pub struct Report {
     pub format: u32,
     /// The version of echoloop.
     pub version: &'static str,
+    /// What this echoloop was built from.
+    pub build: Build,
     /// What was checked.
     pub address: String,
     /// Why it ended before all promises were judged, if it did.
@@ -110,7 +113,8 @@ impl Report {
     pub(super) fn new(address: String) -> Self {
         Report {
             format: FORMAT,
-            version: env!("CARGO_PKG_VERSION"),
+            version: build::VERSION,
+            build: Build::this(),
             address,
             ended_early: None,
             seconds: 0.0,

@@ -6,6 +6,7 @@ use clap::Command;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use super::manual::shell_words;
 use crate::reactor::address::Address;
 
 /// Options that other programs have, and what to write here. `{addr}` stands for an address made of the option's value.
@@ -264,7 +265,10 @@ fn option_elsewhere(program: &Command, arg: &str, command: &str) -> Option<Strin
         None => format!("echoloop {first} {arg}"),
         Some(kind) => format!("echoloop {first} {}", example_value(&format!("{arg} <{kind}>"))?),
     };
-    let is_whole = program.clone().try_get_matches_from(line.split(' ').map(|word| word.trim_matches('\''))).is_ok();
+    let is_whole = program
+        .clone()
+        .try_get_matches_from(shell_words(&line).into_iter().map(|word| word.trim_matches('\'')))
+        .is_ok();
     Some(format!("{arg} is an option of {names}{}", if is_whole { format!(": {line}") } else { String::new() }))
 }
 
@@ -373,7 +377,7 @@ mod tests {
     }
 
     fn words(line: &str) -> Vec<String> {
-        ["echoloop"].into_iter().chain(line.split_whitespace()).map(|word| word.trim_matches('\'').to_owned()).collect()
+        ["echoloop"].into_iter().chain(shell_words(line)).map(|word| word.trim_matches('\'').to_owned()).collect()
     }
 
     fn answer_of(line: &str) -> String {
@@ -466,7 +470,9 @@ mod tests {
     #[test]
     fn a_missing_value_is_shown_by_example() {
         fn check(command: &Command) {
-            for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+            let takes = |arg: &&clap::Arg| arg.get_num_args().is_none_or(|count| count.min_values() > 0);
+            let valued = command.get_arguments().filter(|arg| arg.get_action().takes_values()).filter(takes);
+            for arg in valued {
                 let (Some(long), name) = (arg.get_long(), command.get_name()) else { continue };
                 let Err(mut error) = Cli::command().try_get_matches_from(["echoloop", name, &format!("--{long}")])
                 else {

@@ -13,8 +13,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 const PREFIX: &str = "ECHOLOOP_";
 
-/// What the project's own tests are told by (CONTRIBUTING.md), and hand down to the programs that they start.
-const OF_TESTS: [&str; 3] = ["ECHOLOOP_AXE", "ECHOLOOP_SECONDS", "ECHOLOOP_UPDATE"];
+/// What the project's own build and tests are told by (CONTRIBUTING.md), and hand down to the programs that they start.
+const OF_TESTS: [&str; 4] = ["ECHOLOOP_AXE", "ECHOLOOP_COMMIT", "ECHOLOOP_SECONDS", "ECHOLOOP_UPDATE"];
 
 /// The variables that may be options, with their values.
 pub(super) struct Environment(Vec<(String, OsString)>);

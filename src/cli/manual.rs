@@ -159,9 +159,9 @@ const MANUALS: [Manual; 8] = [
             ("128 and more", "ended by a signal: 128 and its number"),
         ],
         examples: &[
-            ("echoloop check", "what listens on 127.0.0.1:7777"),
+            ("echoloop check", "whatever is on port 7777"),
             ("echoloop check udp:127.0.0.1:7", "datagrams"),
-            ("echoloop check --exec 'python3 server.py {port}'", "starts, checks and ends it"),
+            ("echoloop check --exec 'python3 server.py {port}'", "starts, checks, ends it"),
             ("echoloop check --only bytes,ends.half-close -v", "some of it, with the conversation"),
             ("echoloop check --pid $(pidof server) --junit out.xml", "its memory and processor too, and a file for CI"),
         ],
@@ -352,7 +352,7 @@ fn examples(examples: &[(&str, &str)], width: usize) -> String {
 }
 
 /// The words of a command line, those in quotes whole.
-fn shell_words(line: &str) -> Vec<&str> {
+pub(super) fn shell_words(line: &str) -> Vec<&str> {
     let mut quoted = false;
     line.split(|c| {
         quoted ^= c == '\'';

@@ -29,7 +29,7 @@ use manual::Help;
 ///
 /// What a peer sends comes back to it, byte for byte, until it closes its side.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(version, long_version = crate::build::long_version(), propagate_version = true, arg_required_else_help = true)]
 #[command(disable_help_flag = true, disable_version_flag = true)]
 pub struct Cli {
     /// The command.
@@ -52,7 +52,7 @@ pub struct Cli {
     #[arg(help_heading = "Help", short, long, global = true, action = ArgAction::Help)]
     help: Option<bool>,
 
-    /// Print the version
+    /// Print the version: -V alone, --version with commit, target and compiler
     #[arg(help_heading = "Help", short = 'V', long, global = true, action = ArgAction::Version)]
     version: Option<bool>,
 

@@ -112,21 +112,18 @@ impl FromStr for Address {
             let host = rest.split(['/', '?', '#']).next().unwrap_or(rest);
             let host = host.rsplit_once('@').map_or(host, |(_user, host)| host);
             let prefix = if scheme == "udp" { "udp:" } else { "" };
-            let address = match host.parse::<Host>() {
-                Ok(host) => format!("{prefix}{host}"),
-                Err(AddressError::NoPort(_)) if !host.is_empty() => {
-                    let port = match scheme {
-                        "https" => 443,
-                        "http" => 80,
-                        _ => 7777,
-                    };
-                    format!("{prefix}{}:{port}", host.trim_end_matches(':'))
-                }
-                Err(AddressError::NoHost(port, _)) if port.parse::<u16>().is_ok() => {
-                    format!("{prefix}127.0.0.1:{port}")
-                }
-                Err(_) => format!("{prefix}{DEFAULT}"),
+            let usual = match scheme {
+                "https" => 443,
+                "http" => 80,
+                _ => 7777,
             };
+            let with_port = match host.parse::<Host>() {
+                Err(AddressError::NoHost(port, _)) => format!("127.0.0.1:{port}"),
+                Err(AddressError::NoPort(_)) => format!("{}:{usual}", host.trim_end_matches(':')),
+                _ => host.to_owned(),
+            };
+            let address =
+                format!("{prefix}{}", with_port.parse::<Host>().map_or(DEFAULT.to_owned(), |it| it.to_string()));
             return Err(AddressError::Url(address));
         }
         match text.strip_prefix("udp:") {

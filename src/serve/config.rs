@@ -91,10 +91,10 @@ pub struct Config {
 }
 
 fn http_address(text: &str) -> Result<Address, String> {
-    match text.parse().map_err(|error: AddressError| error.to_string())? {
-        Address::Udp(_) => Err("HTTP is not spoken over UDP here: write it as in 127.0.0.1:9090".to_owned()),
-        address => Ok(address),
+    if text.starts_with("udp:") {
+        return Err("HTTP is not spoken over UDP here: write it as in 127.0.0.1:9090".to_owned());
     }
+    text.parse().map_err(|error: AddressError| error.to_string())
 }
 
 impl Config {

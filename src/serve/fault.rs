@@ -967,7 +967,7 @@ mod tests {
     fn mistakes_name_cause_and_remedy() {
         for (text, says) in [
             ("dealy=5ms", "there are delay, chunk"),
-            ("delay", "write delay=5ms..50ms"),
+            ("delay", "as in delay=5ms, delay=5ms..50ms"),
             ("delay=9ms..1ms", "is more than"),
             ("drop=2", "0.01 or 1%"),
             ("drop@200%", "the share of connections"),

@@ -353,7 +353,7 @@ fn all_figures(run: &Run, name: &str, among_others: bool) -> anyhow::Result<Mark
             }
             (scrolling("Report as text", html! { pre { (text::text(run)?) } }))
             p.note {
-                "Made by echoloop " (run.echoloop) " on " (run.host.system) ", " (run.host.architecture) ", "
+                "Made by echoloop " (run.maker()) " on " (run.host.system) ", " (run.host.architecture) ", "
                 (counted(run.host.processors, "processor")) ", " (text::when(&run.started)) "."
             }
         }

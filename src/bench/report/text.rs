@@ -446,7 +446,7 @@ pub(super) fn settings(run: &Run) -> Vec<Figure> {
     let host = [run.host.name.as_str(), &run.host.system, &run.host.architecture].map(str::to_owned);
     let named: Vec<_> = host.into_iter().filter(|text| !text.is_empty()).collect();
     all.push(("generator", format!("{}, {}", named.join(", "), counted(run.host.processors, "processor"))));
-    all.push(("echoloop", run.echoloop.clone()));
+    all.push(("echoloop", run.maker()));
     all
 }
 

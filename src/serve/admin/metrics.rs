@@ -7,6 +7,7 @@ use super::super::fault::FaultCounters;
 use super::exposition::{Exposition, Format};
 use super::state::Census;
 use super::{StatusSource, process};
+use crate::build;
 use crate::reactor::address::Endpoint;
 use crate::reactor::{CloseReason, Counter, Counters, DatagramCounters, Kind, LIFETIMES, ListenerCounters, TURN_SIZES};
 
@@ -15,8 +16,8 @@ pub(super) fn text(now: Instant, started: SystemTime, server: &impl StatusSource
     let snapshot = server.snapshot(now);
     let (summary, mut out) = (&snapshot.summary, Exposition::new(format));
     let counters = &summary.counters;
-    let commit = option_env!("ECHOLOOP_COMMIT").unwrap_or("unknown");
-    out.info("echoloop_build", "The version that runs.", &[("version", env!("CARGO_PKG_VERSION")), ("commit", commit)]);
+    let commit = build::COMMIT.unwrap_or("unknown");
+    out.info("echoloop_build", "The version that runs.", &[("version", build::VERSION), ("commit", commit)]);
     out.gauge("echoloop_up_seconds", "How long it has been running.", snapshot.up.as_secs_f64());
     out.gauge("echoloop_stopping", "Whether it has been asked to stop.", u8::from(snapshot.stopping));
     let listening: Vec<_> = snapshot.listening.iter().map(ToString::to_string).collect();
