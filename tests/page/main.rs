@@ -400,6 +400,15 @@ fn the_live_page_shows_what_servers_do() {
     tab.look("datagrams-live");
     drop(load);
 
+    // Where there are only datagrams, nothing is said of connections.
+    let mut server = Server::start_on(&["udp:127.0.0.1:0"], &["--http", "0"]);
+    let load = Load::on(&server.endpoints[0], "-c 4 -r 500");
+    tab.go(&format!("http://{}/", server.inside()));
+    tab.wait_for("samples.length > 5 && samples.some(sample => sample.answered > 0)");
+    tab.wait_for("document.querySelectorAll('.streams:not([hidden])').length === 0");
+    tab.look("datagrams-alone");
+    drop(load);
+
     // At the limit, and with faults.
     let flags = ["--http", "0", "--max-connections", "3", "--fault", "delay=5ms", "--fault", "chunk=1..20"];
     let mut server = Server::start(&flags);
