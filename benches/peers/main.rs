@@ -24,6 +24,8 @@ mod listening;
 #[cfg(target_os = "linux")]
 mod load;
 #[cfg(target_os = "linux")]
+mod measure;
+#[cfg(target_os = "linux")]
 mod results;
 #[cfg(target_os = "linux")]
 mod run;

@@ -15,7 +15,8 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::chart;
 use crate::load::{self, Burst};
-use crate::results::{Figures, Measure, Outcome, Peer as PeerResult, Results, Scenario as ScenarioResult};
+use crate::measure::Measure;
+use crate::results::{Figures, Outcome, Peer as PeerResult, Results, Scenario as ScenarioResult};
 use crate::scenarios::{Load, SCENARIOS, Scenario};
 use crate::servers::{self, ECHOLOOP, Group, Peer, Priority, Server, Start, pinned};
 

@@ -2,7 +2,7 @@
 
 use indicatif::HumanCount;
 
-use crate::results::Measure;
+use crate::measure::Measure;
 
 /// What a server listens on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What is aimed at where designs differ: ours against others', in one run.
 
-use crate::results::Measure;
+use crate::measure::Measure;
 
 pub struct Target {
     pub scenario: &'static str,

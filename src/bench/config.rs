@@ -125,6 +125,19 @@ pub struct Config {
     pub name: Option<String>,
 }
 
+#[cfg(test)]
+impl Config {
+    /// What these options mean.
+    pub fn of_flags(flags: &str) -> Self {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            config: Config,
+        }
+        <Alone as clap::Parser>::parse_from(flags.split_whitespace()).config
+    }
+}
+
 impl Config {
     /// Refuses a criterion that can never be under this configuration.
     pub fn check_criterion(&self, criterion: &Criterion) -> Result<(), String> {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use ipnet::{IpAddrRange, Ipv4AddrRange, Ipv6AddrRange};
 
 use crate::count::counted;
 use crate::reactor::address::{Address, Endpoint};
@@ -139,7 +140,7 @@ fn local_address(target: SocketAddr) -> Option<IpAddr> {
 pub struct Sources(Vec<IpAddr>);
 
 /// The most addresses that are taken at once.
-const MOST_SOURCES: u128 = 65_536;
+const MAX_SOURCES: usize = 65_536;
 
 impl FromStr for Sources {
     type Err = String;
@@ -157,21 +158,18 @@ impl Sources {
             let [first, last] = [first, last].map(|text| text.trim().parse::<IpAddr>().map_err(|_| text));
             let first = first.map_err(|text| format!("{text:?} is not an IP address"))?;
             let last = last.map_err(|text| format!("{text:?} is not an IP address"))?;
-            let range = match (first, last) {
-                (IpAddr::V4(first), IpAddr::V4(last)) => u128::from(first.to_bits())..=u128::from(last.to_bits()),
-                (IpAddr::V6(first), IpAddr::V6(last)) => first.to_bits()..=last.to_bits(),
-                _ => return Err(format!("{part:?} goes from IPv4 to IPv6")),
+            let range: IpAddrRange = match (first, last) {
+                (IpAddr::V4(first), IpAddr::V4(last)) => Ipv4AddrRange::new(first, last).into(),
+                (IpAddr::V6(first), IpAddr::V6(last)) => Ipv6AddrRange::new(first, last).into(),
+                _ => return Err(format!("{part:?} goes from IPv4 to IPv6, or back")),
             };
-            if range.is_empty() {
+            if first > last {
                 return Err(format!("{part:?} goes backwards"));
             }
-            if range.end() - range.start() >= MOST_SOURCES - addresses.len() as u128 {
-                return Err(format!("more than {MOST_SOURCES} addresses"));
+            addresses.extend(range.take(MAX_SOURCES + 1));
+            if addresses.len() > MAX_SOURCES {
+                return Err(format!("more than {MAX_SOURCES} addresses"));
             }
-            addresses.extend(range.map(|bits| match first {
-                IpAddr::V4(_) => IpAddr::V4((bits as u32).into()),
-                IpAddr::V6(_) => IpAddr::V6(bits.into()),
-            }));
         }
         Ok(Sources(addresses))
     }
@@ -251,7 +249,6 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use clap::Parser;
     use proptest::prelude::*;
 
     fn error(text: &str) -> String {
@@ -316,11 +313,10 @@ mod tests {
 
     /// Makes a short load over these routes.
     fn load(flags: &str, routes: &[Route]) -> anyhow::Result<crate::bench::Run> {
-        let flags = ["echoloop bench example.org:7 --warm-up 0s -n 100", flags].join(" ");
-        let cli = crate::cli::Cli::parse_from(flags.split_whitespace());
-        let crate::cli::Command::Bench(flags) = cli.command else { unreachable!() };
-        let loop_parts = crate::bench::machine::take_signals(flags.config())?;
-        crate::bench::run_over(flags.config(), loop_parts, routes.to_vec())
+        let flags = ["bench example.org:7 --warm-up 0s -n 100", flags].join(" ");
+        let config = crate::bench::Config::of_flags(&flags);
+        let loop_parts = crate::bench::machine::take_signals(&config)?;
+        crate::bench::run_over(&config, loop_parts, routes.to_vec())
     }
 
     /// A route to a server that echoes, with the number of connections that it has accepted.

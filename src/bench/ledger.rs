@@ -9,7 +9,6 @@ use hdrhistogram::Histogram;
 
 use super::clock::{Nanos, seconds};
 use super::latency::{Distribution, Latency, histogram, record};
-use super::load::{BackendNumber, UNKNOWN};
 use super::summary::{Interval, Messages, NeverSent, Outcomes};
 
 /// From how much on a message that could have been sent counts as late.
@@ -17,6 +16,12 @@ pub(super) const LATE: Nanos = 1_000_000;
 
 /// The length of the timeline's intervals.
 const INTERVAL: Nanos = 1_000_000_000;
+
+/// Which backend a connection leads to, by its number among those that have greeted.
+pub(super) type BackendNumber = u32;
+
+/// No backend is known: none is asked for (`--by-greeting`), or it has not greeted.
+pub(super) const UNKNOWN: BackendNumber = BackendNumber::MAX;
 
 /// What became of a message that was not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,7 @@ use hdrhistogram::Histogram;
 
 use super::clock::Nanos;
 use super::latency::{histogram, record};
-use super::ledger::{Ledger, Outcome};
-use super::load::BackendNumber;
+use super::ledger::{BackendNumber, Ledger, Outcome};
 use super::payload::Mismatch;
 use super::summary::{ErrorCount, ErrorKind};
 

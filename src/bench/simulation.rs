@@ -12,7 +12,6 @@ use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use fastrand::Rng;
 use mio::Token;
 
@@ -24,7 +23,6 @@ use super::payload::Sizes;
 use super::progress::Progress;
 use super::summary::{Cut, ErrorKind, Limit};
 use super::{Config, assemble, open, verdict};
-use crate::cli::{Cli, Command};
 use crate::reactor::scripted::ScriptedPort;
 use crate::reactor::{Readiness, Stream};
 use crate::signals::Request;
@@ -436,7 +434,7 @@ fn draw(rng: &mut Rng) -> (Config, Kind, VecDeque<(Duration, Duration)>, VecDequ
     let connections = rng.u64(1..7);
     let timeout = rng.u64(60..400);
     let duration = rng.u64(100..600);
-    let mut flags = format!("echoloop bench -c {connections} --timeout {timeout}ms --seed {}", rng.u8(..));
+    let mut flags = format!("bench -c {connections} --timeout {timeout}ms --seed {}", rng.u8(..));
     flags += &format!(" --warm-up {}ms", [0, 20, 100][rng.usize(..3)]);
     flags += [" -s 1", " -s 64", " -s 1..300"][rng.usize(..3)];
     let open_loop = rng.bool();
@@ -479,8 +477,7 @@ fn draw(rng: &mut Rng) -> (Config, Kind, VecDeque<(Duration, Duration)>, VecDequ
         1 => vec![millis(rng, 0..700)],
         _ => Vec::new(),
     };
-    let Command::Bench(bench) = Cli::parse_from(flags.split_whitespace()).command else { unreachable!() };
-    (bench.config().clone(), kind, stalls.into(), signals.into())
+    (Config::of_flags(&flags), kind, stalls.into(), signals.into())
 }
 
 fn simulate(seed: u64) {

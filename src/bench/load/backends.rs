@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::slot::BackendNumber;
+use crate::bench::ledger::BackendNumber;
 
 /// The longest greeting.
 pub(super) const MAX_GREETING: usize = 1024;

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 
 use mio::Token;
 
-use super::slot::{ANSWERED, Flight, Slot, Stage, UNKNOWN};
-use super::{Load, Nanos, Outcome};
+use super::slot::{ANSWERED, Flight, Slot, Stage};
+use super::{Load, Nanos, Outcome, UNKNOWN};
 use crate::bench::payload::{Cause, Mismatch, Payload, hex};
 use crate::bench::summary::ErrorKind;
 use crate::reactor::{DatagramProtocol, DatagramSocket, Envelope, Outlet, Sent};

@@ -19,7 +19,7 @@ use std::time::Duration;
 use mio::Token;
 
 use super::clock::{Clock, Nanos, nanos};
-use super::ledger::{Ledger, Outcome};
+use super::ledger::{Ledger, Outcome, UNKNOWN};
 use super::payload::{Payload, Sizes};
 use super::record::Record;
 use super::schedule::Schedule;
@@ -28,8 +28,8 @@ use crate::count::counted;
 use backends::Backends;
 use datagrams::Port;
 pub(super) use datagrams::{MAX_DATAGRAM, NUMBER};
-pub(super) use slot::{BackendNumber, Slot, Stage, UNKNOWN};
 use slot::{Flight, Timeouts};
+pub(super) use slot::{Slot, Stage};
 pub(super) use streams::{Peer, connect_kind};
 
 /// When messages are sent.

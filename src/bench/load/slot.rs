@@ -6,6 +6,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use mio::Token;
 
 use crate::bench::clock::Nanos;
+use crate::bench::ledger::{BackendNumber, UNKNOWN};
 
 /// How a slot's connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,12 +34,6 @@ pub(super) struct Flight {
 
 /// When a datagram was sent that has been answered before those that were sent before it.
 pub(super) const ANSWERED: Nanos = Nanos::MAX;
-
-/// Which backend a connection leads to, by its number among those that have greeted.
-pub(in crate::bench) type BackendNumber = u32;
-
-/// No backend is known: none is asked for (`--by-greeting`), or it has not greeted.
-pub(in crate::bench) const UNKNOWN: BackendNumber = BackendNumber::MAX;
 
 /// Since when a slot has been free that is not.
 const NOT_FREE: Nanos = Nanos::MAX;
