@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use echoloop::reactor::socket::Origin;
 use echoloop::reactor::{
-    Listener, Poller, Protocol, Reactor, Refusal, Settings, SocketOptions, Source, Stream, Transport,
+    Listener, Poller, Protocol, Reactor, Refusal, Settings, SocketOptions, Source, Stream, Token, Transport,
 };
-use mio::Token;
 
 /// Bytes that may wait for one who reads slowly.
 const MAX_WAITING: usize = 256 * 1024;

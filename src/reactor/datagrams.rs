@@ -4,6 +4,39 @@
 //! and counted, as the network would have done, or its sender tries again when the socket is writable. Readiness is an
 //! edge here too: a socket stays *ready* until a receive said WouldBlock. An error that a receive reports may be about a
 //! datagram that was sent earlier (udp(7)); the socket goes on, and an error that stays is a pause.
+//!
+//! A protocol on it is one method. RFC 868's time service, whole:
+//!
+//! ```no_run
+//! use std::time::{Duration, Instant, SystemTime};
+//!
+//! use echoloop::reactor::{DatagramProtocol, DatagramSocket, Datagrams, Envelope, Outlet};
+//! use echoloop::reactor::{Poller, SocketOptions, Source, UdpPort};
+//!
+//! struct Time;
+//!
+//! impl<D: DatagramSocket> DatagramProtocol<D> for Time {
+//!     fn received(&mut self, outlet: &mut Outlet<'_, D>, envelope: &Envelope, _: &[u8]) {
+//!         if envelope.to_many {
+//!             return; // one request must not have a whole network answer
+//!         }
+//!         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+//!         let seconds = (since.as_secs() + 2_208_988_800) as u32; // since 1900
+//!         outlet.send(&seconds.to_be_bytes(), envelope); // if there is no room, it is dropped and counted
+//!     }
+//! }
+//!
+//! let mut poller = Poller::new(Duration::ZERO)?;
+//! let mut datagrams = Datagrams::new(Time, 0);
+//! let (address, options) = ("127.0.0.1:9037".parse()?, SocketOptions::default());
+//! datagrams.add(|token| UdpPort::bind(address, &options, poller.registry(), token))?;
+//! loop {
+//!     let (now, events) = poller.wait(datagrams.sleep(Instant::now()))?;
+//!     datagrams.turn_with(now, events);
+//! }
+//! # #[allow(unreachable_code)]
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};

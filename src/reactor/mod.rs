@@ -83,6 +83,8 @@
 //! [`Readiness`] to the one that owns its token, and give each its turn. `examples/` has whole programs: `discard`,
 //! `daytime`, `chargen` (backpressure from the sender's side), `chat` (acting on other connections).
 //!
+//! Datagrams have a loop and a protocol of their own: [`datagrams`] begins with a whole program.
+//!
 //! The turn touches the world only through [`Stream`], [`Listen`] and [`DatagramSocket`], and is given the time, so that a
 //! test can be the kernel and the clock.
 
@@ -117,6 +119,8 @@ pub use datagrams::{
     DatagramCounters, DatagramProtocol, DatagramSocket, Datagrams, Envelope, MAX_DATAGRAM, Outlet, Sent,
 };
 pub use listener::{Listener, SocketOptions, check_backlog};
+/// Names a connection or a socket, for as long as it lives: mio's, from the poll to the protocol.
+pub use mio::Token;
 pub use poller::Poller;
 pub use protocol::{Protocol, Refusal};
 pub use reactor::{Activity, Reactor};

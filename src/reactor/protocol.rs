@@ -33,10 +33,11 @@ pub trait Protocol<S: Stream>: Sized {
         Err(Refusal("this protocol does not accept connections"))
     }
 
-    /// The connection is open.
+    /// The connection is open, and can be written to.
     fn opened(&mut self, _transport: &mut Transport<'_, S>, _state: &mut Self::State) {}
 
-    /// Bytes were received: the next ones of the stream, cut anywhere.
+    /// Bytes were received: the next ones of the stream, cut anywhere, so that what has no end yet is kept in the state,
+    /// up to a limit. Not called any more after [`close`](Transport::close).
     fn received(&mut self, transport: &mut Transport<'_, S>, state: &mut Self::State, bytes: &[u8]);
 
     /// Everything that had arrived has been received.
@@ -54,12 +55,16 @@ pub trait Protocol<S: Stream>: Sized {
 
     /// A timer of the protocol's own: when [`expired`](Protocol::expired) is to be called, if nothing changes that
     /// before. It is asked after every step of the connection and kept on a [timer wheel](super::timer_wheel), so a
-    /// deadline that moves with every message costs nothing.
+    /// deadline that moves with every message costs nothing. Derive it from a time in the state, such as the last
+    /// message's ([`Transport::now`]); `accept` is given the first. A connection that is [closed](Transport::close) has
+    /// none: the time that its end may take is the reactor's business.
     fn deadline(&self, _state: &Self::State) -> Option<Instant> {
         None
     }
 
-    /// The [`deadline`](Protocol::deadline) has passed. By default the connection is aborted.
+    /// The [`deadline`](Protocol::deadline) has passed. By default the connection is aborted. It can be closed too, with
+    /// a last word to the peer, or the deadline be moved; of one that stays where it is this is called again, each
+    /// millisecond.
     fn expired(&mut self, transport: &mut Transport<'_, S>, _state: &mut Self::State) {
         transport.abort();
     }

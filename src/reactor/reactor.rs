@@ -404,13 +404,12 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         }
     }
 
-    /// Makes sure that a connection is looked at when its closing or its protocol's deadline is due.
+    /// Makes sure that a connection is looked at when its closing is due, or until it is closed its protocol's deadline.
     fn arm(&mut self, key: usize) {
         let Slot { connection, state } = &self.slots[key];
         if let Some(due) = connection.closing_due() {
             self.closing.arm(key, due, self.now.millis);
-        }
-        if let Some(due) = self.protocol.deadline(state) {
+        } else if let Some(due) = self.protocol.deadline(state) {
             self.deadlines.arm(key, millis_until(self.began, due), self.now.millis);
         }
     }
@@ -438,7 +437,8 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             self.remove(key, if unsent { CloseReason::Stalled } else { CloseReason::Finished });
         }
         self.deadlines.expire(now, |key| {
-            let due = self.protocol.deadline(&self.slots.get(key)?.state)?;
+            let Slot { connection, state } = self.slots.get(key)?;
+            let due = self.protocol.deadline(state).filter(|_| connection.closing_due().is_none())?;
             pending(millis_until(self.began, due), now, || overdue.push(key))
         });
         for key in overdue {

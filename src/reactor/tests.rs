@@ -27,6 +27,8 @@ struct Mirror {
     close_after: Option<usize>,
     /// When each connection is given up that has received nothing.
     due: Option<Instant>,
+    /// Then it is closed, and not aborted.
+    close_expired: bool,
     seen: Vec<String>,
 }
 
@@ -48,6 +50,13 @@ impl<S: Stream> Protocol<S> for Mirror {
     }
     fn deadline(&self, total: &usize) -> Option<Instant> {
         self.due.filter(|_| *total == 0)
+    }
+    fn expired(&mut self, transport: &mut Transport<'_, S>, _: &mut usize) {
+        if !self.close_expired {
+            return transport.abort();
+        }
+        self.seen.push("expired".into());
+        transport.close();
     }
     fn read_drained(&mut self, _: &mut Transport<'_, S>, _: &mut usize) {
         self.seen.push("read_drained".into());
@@ -530,6 +539,21 @@ fn a_deadline_of_the_protocol_ends_who_does_not_keep_it() {
     world.pass(Duration::from_millis(3));
     assert!(silent.dropped() && !kernel.dropped());
     assert_eq!(world.reactor.sleep(world.now), None);
+}
+
+#[test]
+fn closed_connection_has_no_protocol_deadline() {
+    let mut world = World::new();
+    world.reactor.protocol_mut().due = Some(world.now + Duration::from_millis(500));
+    world.reactor.protocol_mut().close_expired = true;
+    let (_, kernel) = world.open();
+    world.pass(Duration::from_millis(502));
+    assert_eq!(world.seen(), ["opened", "expired"]);
+    assert_eq!(world.reactor.sleep(world.now), Some(LINGER_TIMEOUT), "nothing is due but the end");
+    world.pass(Duration::from_millis(100));
+    assert!(world.seen().is_empty() && !kernel.dropped());
+    world.pass(LINGER_TIMEOUT);
+    assert!(kernel.dropped());
 }
 
 #[test]
