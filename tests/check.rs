@@ -273,7 +273,7 @@ fn what_is_started_is_ended() {
     assert!(rustix::process::test_kill_process(Pid::from_raw(pid).unwrap()).is_err(), "it is still there");
 }
 
-/// The page has the catalogue as the program has it. `UPDATE=1 cargo test --test check` writes it.
+/// The page has the catalogue as the program has it. `ECHOLOOP_UPDATE=1 cargo test --test check` writes it.
 #[test]
 fn the_page_has_the_catalogue() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/check.md");
@@ -282,13 +282,16 @@ fn the_page_has_the_catalogue() {
     let (before, rest) = page.split_once(begin).unwrap();
     let (_, after) = rest.split_once(end).unwrap();
     let fresh = format!("{before}{begin}\n{}{end}{after}", echoloop::check::lessons());
-    if std::env::var_os("UPDATE").is_some() {
+    if std::env::var_os("ECHOLOOP_UPDATE").is_some() {
         fs::write(path, &fresh).unwrap();
     }
-    assert!(page == fresh || std::env::var_os("UPDATE").is_some(), "UPDATE=1 cargo test --test check writes it anew");
+    assert!(
+        page == fresh || std::env::var_os("ECHOLOOP_UPDATE").is_some(),
+        "ECHOLOOP_UPDATE=1 cargo test --test check writes it anew"
+    );
 }
 
-/// The table of known services in the page. `UPDATE=1 cargo test --test check -- --ignored known` writes it anew.
+/// The table of known services in the page. `ECHOLOOP_UPDATE=1 cargo test --test check -- --ignored known` writes it anew.
 #[test]
 #[ignore = "it takes a minute, and what is installed decides what is in it"]
 fn known_services_are_in_the_table() {
@@ -345,7 +348,7 @@ fn known_services_are_in_the_table() {
     let page = fs::read_to_string(&path).unwrap();
     let (before, rest) = page.split_once("<!-- the table begins -->\n").unwrap();
     let (_, after) = rest.split_once("<!-- the table ends -->\n").unwrap();
-    if std::env::var_os("UPDATE").is_some() {
+    if std::env::var_os("ECHOLOOP_UPDATE").is_some() {
         fs::write(path, format!("{before}<!-- the table begins -->\n{table}\n<!-- the table ends -->\n{after}"))
             .unwrap();
     }
