@@ -1,6 +1,6 @@
 //! Accepting connections: a budget, a limit, and what to do when descriptors run out.
 //!
-//! `accept(2)` has three habits that a loop must know. A listener's readiness is an edge: connections that a budget or a pause left
+//! `accept(2)` surprises a loop in three ways. A listener's readiness is an edge: connections that a budget or a pause left
 //! in the backlog raise no new one, so each listener stays *ready* until an accept said WouldBlock (sozu issue 82).
 //! Without a free descriptor it fails with EMFILE or ENFILE whether or not a connection waits, so an empty backlog at the
 //! limit looks like a full one (libuv commit b3ab332): retrying at once would spin, and so would waiting for readiness
@@ -68,7 +68,7 @@ pub(super) enum Accepted {
 
 /// All listeners of a reactor, and the rules for when to accept.
 pub(super) struct Acceptor<S> {
-    /// By number; one that has been closed leaves its slot empty, for numbers are tokens.
+    /// By number. A closed listener leaves its slot empty, because numbers are tokens.
     listeners: Vec<Option<Listener<S>>>,
     /// How many further connections may be accepted; `None`: any number.
     limit: Option<u64>,

@@ -50,7 +50,7 @@ enum Output {
     Open,
     /// Nothing more will be sent than what waits.
     Finishing,
-    /// The peer has been told that this was all.
+    /// Our end of file has been sent.
     Shut,
 }
 

@@ -169,8 +169,8 @@ impl<D: DatagramSocket> Outlet<'_, D> {
         }
     }
 
-    /// Has the socket get another turn, and [`turn_ended`](DatagramProtocol::turn_ended) be called, without waiting for an
-    /// event: there is more to send than is good for the others.
+    /// Asks for another turn, and so for [`turn_ended`](DatagramProtocol::turn_ended), without waiting for an event: for a
+    /// protocol that has more to send than is fair in one turn.
     pub fn go_on(&mut self) {
         *self.wants_turn = true;
     }

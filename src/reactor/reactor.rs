@@ -242,8 +242,8 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     }
 
     /// Ends everything in good order, as a stop does: connections in a backlog are still accepted, each connection is
-    /// read until nothing is left, what waits for it is sent, and then it is closed. How long that may take is the owner's
-    /// to say, with [`abort_all`](Reactor::abort_all).
+    /// read until nothing is left, what waits for it is sent, and then it is closed. The caller bounds the time that
+    /// takes, with [`abort_all`](Reactor::abort_all).
     pub fn drain(&mut self) {
         self.draining = true;
         self.acceptor.close_backlogs();
@@ -253,7 +253,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         }
     }
 
-    /// Has a connection's socket asked in the next turn, whatever was known of it.
+    /// Tries a connection's socket in the next turn, whatever was known of it.
     fn look_again(&mut self, key: usize) {
         let connection = &mut self.slots[key].connection;
         connection.note(true, true, false);
@@ -473,7 +473,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
     }
 
     /// The connections that have had everything, and give way to others that wait in a backlog. Only at a stop: it has a
-    /// deadline, and those who wait would get nothing. At other times whoever waits can wait for the lingering close.
+    /// deadline, and those that wait would get nothing. At other times they can wait for the lingering close.
     fn giving_way(&self) -> impl Iterator<Item = usize> + '_ {
         let needed = self.draining && self.acceptor.needs_room(self.slots.len(), self.settings.max_connections);
         let slots = needed.then(|| self.slots.iter().filter(|(_, slot)| slot.connection.is_lingering()));

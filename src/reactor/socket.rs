@@ -197,7 +197,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The address without the port; of an IPv4 address in the clothes of an IPv6 one, the IPv4 address.
+    /// The address without the port; of an IPv4-mapped IPv6 address, the IPv4 address.
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
             Origin::Ip(address) => Some(address.ip().to_canonical()),

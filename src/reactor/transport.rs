@@ -93,14 +93,14 @@ impl<'a, S: Stream> Transport<'a, S> {
         self.end.get_or_insert(CloseReason::Aborted);
     }
 
-    /// Has [`flushed`](super::Protocol::flushed) called in the next turn, though nothing waits: for a protocol that has
-    /// more to write than its share of a turn, to a peer that takes it all.
+    /// Asks for [`flushed`](super::Protocol::flushed) to be called in the next turn, though nothing waits: for a protocol
+    /// that has more to write than is fair in one turn, to a peer that takes it all.
     pub fn call_again(&mut self) {
         self.connection.call_again();
     }
 
-    /// Reads nothing more until [`resume_reading`](Transport::resume_reading), so that whoever sends is pushed back and
-    /// what this end must remember stays bounded. The peer's end, and its reset, are not seen meanwhile either.
+    /// Reads nothing more until [`resume_reading`](Transport::resume_reading), so that the sender is pushed back and
+    /// what this side must remember stays bounded. Meanwhile the peer's end of file and its reset are not seen either.
     pub fn pause_reading(&mut self) {
         self.connection.pause_reading();
     }
