@@ -118,7 +118,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn json_means_the_same_and_shows_what_is_in_it(string in "\\PC*|.{0,20}|[\u{7f}-\u{a0}\u{200b}-\u{202e}\u{e0000}-\u{e007f}\"\\\\]*") {
+        fn json_means_the_same_and_shows_its_content(string in "\\PC*|.{0,20}|[\u{7f}-\u{a0}\u{200b}-\u{202e}\u{e0000}-\u{e007f}\"\\\\]*") {
             for plain in [serde_json::to_string(&[&string]), serde_json::to_string_pretty(&[&string])] {
                 let escaped = json(&plain.unwrap()).into_owned();
                 prop_assert!(!escaped.chars().any(|it| (it.is_control() && it != '\n') || is_unseen(it)), "{escaped:?}");

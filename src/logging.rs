@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn any_message_is_one_json_object_on_one_line() {
+    fn any_message_is_one_json_line() {
         for message in
             ["\0\u{1}\u{7f}\u{85}\u{9b}\r\n\t\"\\/", "\u{2028}\u{202e}\u{e0001}\u{feff}\u{fffd}😀", "</script>"]
         {
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn failure_is_worded_as_the_program_s_last_words() {
+    fn failure_is_worded_as_the_last_line() {
         let failure = || Line::failure("cannot listen".to_owned());
         assert_eq!(worded(Style::Plain, failure()), "echoloop: cannot listen\n");
         assert_eq!(worded(Style::Journal, failure()), "<3>echoloop: cannot listen\n");

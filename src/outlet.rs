@@ -341,7 +341,7 @@ pub mod tests {
     }
 
     #[test]
-    fn next_reader_of_a_fifo_is_told_what_is_missing() {
+    fn next_fifo_reader_is_told_what_is_missing() {
         let (outlet, open, written, failed) = gated();
         open.send(Err(ErrorKind::BrokenPipe.into())).unwrap();
         drop(open);

@@ -115,7 +115,7 @@ fn idle_connections_are_held_open_and_silent() {
 }
 
 #[test]
-fn connections_are_opened_at_the_rate_that_was_asked_for() {
+fn connections_are_opened_at_the_rate_asked_for() {
     let server = Server::start(&[]);
     let (run, _) = run(server.addr(), "-n 10 -c 21 --connect-rate 100 --warm-up 0s");
     assert!(run.connections.opening_seconds >= 0.2, "{}", run.connections.opening_seconds);
@@ -217,7 +217,7 @@ fn missing_greetings_are_errors_with_a_remedy() {
 }
 
 #[test]
-fn it_dials_from_the_addresses_it_is_given_in_turn() {
+fn connections_are_dialled_from_each_source_in_turn() {
     let (sender, peers) = channel();
     let sender = Mutex::new(sender);
     let address = server(move |_, stream| {
@@ -253,7 +253,7 @@ fn a_seed_makes_a_run_reproducible() {
 }
 
 #[test]
-fn a_lost_byte_is_found_where_it_was_lost() {
+fn lost_byte_is_found_where_it_was_lost() {
     let address = server(|_, stream| {
         let mut lost = false;
         echo_changed(stream, |position, bytes| {
@@ -322,7 +322,7 @@ fn replies_to_nothing_are_found() {
 }
 
 #[test]
-fn a_delay_now_and_then_shows_in_the_latency() {
+fn occasional_delay_shows_in_the_latency() {
     let count = AtomicUsize::new(0);
     let address = server(move |_, stream| {
         echo_changed(stream, |_, _| {
@@ -365,7 +365,7 @@ fn a_server_that_accepts_nobody_ends_in_timeouts() {
 }
 
 #[test]
-fn a_server_that_closes_early_or_resets_is_told_apart() {
+fn early_close_and_reset_are_told_apart() {
     let closing = server(|_, mut stream| {
         let mut buffer = [0; 640];
         let _ = stream.read_exact(&mut buffer).and_then(|()| stream.write_all(&buffer));
@@ -392,7 +392,7 @@ fn nobody_listening_is_one_line() {
 }
 
 #[test]
-fn a_server_that_goes_away_in_the_middle_ends_the_run() {
+fn server_that_goes_away_midway_ends_the_run() {
     let server = Server::start(&[]);
     let address = server.addr();
     let running = thread::spawn(move || run(address, "-c 5 -t 60s --warm-up 0s"));
@@ -651,7 +651,7 @@ fn load_a_freezing_server(flags: &str) -> Run {
 }
 
 #[test]
-fn an_open_loop_counts_from_when_a_message_was_due() {
+fn open_loop_latency_counts_from_due_time() {
     // Small messages can all be sent, and wait in the server.
     let run = load_a_freezing_server("-c 10 -r 1000");
     let late = run.response.decode().unwrap().count_between(100_000_000, u64::MAX);
@@ -738,7 +738,7 @@ fn a_signal_ends_it_early_with_a_report() {
 }
 
 #[test]
-fn too_many_connections_are_refused_before_anything_is_opened() {
+fn too_many_connections_are_refused_before_any_opens() {
     let mut server = Server::start(&["-v"]);
     let command = format!("ulimit -n 60; exec {ECHOLOOP} bench {} -c 100", server.addr());
     let output = Command::new("sh").args(["-c", &command]).output().unwrap();
@@ -749,7 +749,7 @@ fn too_many_connections_are_refused_before_anything_is_opened() {
 }
 
 #[test]
-fn files_that_cannot_be_written_are_told_before_anything_is_opened() {
+fn unwritable_files_are_named_before_any_connection_opens() {
     let mut server = Server::start(&["-v"]);
     for flag in ["--json", "--html", "--hdr", "--hgrm"] {
         let output = bench(server.addr(), &format!("{flag} /no/such/directory/file"));
@@ -807,7 +807,7 @@ fn one_file_under_two_names_is_refused() {
 }
 
 #[test]
-fn links_pipes_and_standard_output_stay_what_they_are() {
+fn links_pipes_and_stdout_stay_what_they_are() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     fs::write(path.join("old"), "the last run").unwrap();
@@ -868,7 +868,7 @@ fn what_can_be_written_is_when_something_cannot() {
 }
 
 #[test]
-fn names_from_files_do_not_reach_the_terminal_raw() {
+fn names_from_files_reach_no_terminal_raw() {
     let directory = tempfile::tempdir().unwrap();
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runs/version-1.json");
     let text = fs::read_to_string(sample).unwrap();
@@ -891,7 +891,7 @@ fn names_from_files_do_not_reach_the_terminal_raw() {
 }
 
 #[test]
-fn a_run_that_fails_leaves_the_files_as_they_were() {
+fn failed_run_leaves_files_as_they_were() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("run.json");
     fs::write(&file, "the last run").unwrap();

@@ -124,7 +124,7 @@ fn what_does_not_come_back_is_an_error() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn reader_that_has_seen_enough_is_no_error() {
     let server = Server::start(&[]);
     let script = format!("yes | head -c 10000000 | {ECHOLOOP} connect {} | head -1", server.addr());
     let outcome = Command::new("sh").args(["-c", &script]).output().unwrap();
@@ -214,7 +214,7 @@ fn a_peer_that_speaks_and_closes_loses_input() {
 }
 
 #[test]
-fn a_peer_that_echoes_one_line_loses_the_other() {
+fn peer_that_echoes_one_line_loses_other() {
     fn echo_one(peer: &mut dyn Peer) {
         let mut word = [0; 6];
         let _ = peer.read_exact(&mut word[..5]);
@@ -463,7 +463,7 @@ fn greetings_and_other_answers_are_no_echo() {
 }
 
 #[test]
-fn a_line_too_long_for_a_datagram_is_named() {
+fn line_too_long_for_a_datagram_is_named() {
     let server = Server::start_on(&["udp:127.0.0.1:0"], &[]);
     for length in [65_507, 70_000] {
         let line = [vec![b'x'; length], b"\n".to_vec()].concat();
@@ -503,7 +503,7 @@ fn an_urgent_byte_is_printed_in_its_place() {
 
 #[test]
 #[ignore = "needs namespaces (unshare(1)): names are the machine's"]
-fn a_name_whose_first_address_is_silent_is_reached() {
+fn name_whose_first_address_is_silent_is_reached() {
     let directory = tempfile::tempdir().unwrap();
     let hosts = directory.path().join("hosts");
     std::fs::write(&hosts, "127.0.0.1 two.example\n127.0.0.2 two.example\n").unwrap();

@@ -107,7 +107,7 @@ fn chargen_waits_for_its_readers_in_bounded_memory() {
 }
 
 #[test]
-fn chat_passes_lines_on_and_drops_who_never_reads() {
+fn chat_passes_lines_on_drops_slow_readers() {
     let example = Example::start("chat", 64);
     torment(&example);
     let (mut speaker, mut listener, mut deaf) = (example.connect(), example.connect(), example.connect());

@@ -51,7 +51,7 @@ fn stuff(peer: &mut TcpStream, bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn a_thousand_peers_that_send_and_do_not_read_hold_one_read_each_and_hold_nobody_up() {
+fn thousand_unreading_peers_hold_one_read_each() {
     const PEERS: usize = 1000;
     echoloop::limits::raise_open_files();
     let mut server = Server::start(&["--send-buffer", "16KiB", "--recv-buffer", "16KiB"]);
@@ -92,7 +92,7 @@ fn a_thousand_peers_that_send_and_do_not_read_hold_one_read_each_and_hold_nobody
 }
 
 #[test]
-fn peers_that_send_a_byte_a_second_are_kept_and_silent_ones_are_not() {
+fn trickling_peers_are_kept_and_silent_ones_closed() {
     let mut server = Server::start(&["--idle-timeout", "2s"]);
     let mut slow = server.connect_many(200);
     let mut silent = server.connect_many(50);
@@ -109,7 +109,7 @@ fn peers_that_send_a_byte_a_second_are_kept_and_silent_ones_are_not() {
 }
 
 #[test]
-fn a_storm_of_resets_ends_nobody_else_and_leaves_nothing_behind() {
+fn storm_of_resets_ends_nobody_else() {
     const STORM: u64 = 4;
     const RESETS: u64 = 500;
     let mut server = Server::start(&[]);
@@ -152,7 +152,7 @@ fn a_storm_of_resets_ends_nobody_else_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn half_open_peers_that_vanish_are_closed_and_their_memory_is_given_back() {
+fn vanished_peers_are_closed_and_memory_given_back() {
     // From here a peer has vanished when nothing comes from it any more: it neither sends, nor reads, nor closes.
     let mut server = Server::start(&["--idle-timeout", "500ms", "--send-buffer", "4KiB"]);
     let bytes = noise(2, MIB);
@@ -172,7 +172,7 @@ fn half_open_peers_that_vanish_are_closed_and_their_memory_is_given_back() {
 }
 
 #[test]
-fn twenty_megabytes_a_second_from_one_peer_leave_a_thousand_quiet_ones_their_turn() {
+fn flood_from_one_peer_starves_no_quiet_one() {
     echoloop::limits::raise_open_files();
     let server = Server::start(&[]);
     let mut quiet = server.connect_many(1000);
@@ -202,7 +202,7 @@ fn twenty_megabytes_a_second_from_one_peer_leave_a_thousand_quiet_ones_their_tur
 }
 
 #[test]
-fn garbage_comes_back_as_it_was_and_is_printed_as_plain_text() {
+fn garbage_is_echoed_unchanged_and_printed_escaped() {
     let mut server = Server::start(&["--print", "--terminator", "a word that garbage does not contain"]);
     let mut printed = server.take_stdout();
     let reader = thread::spawn(move || {
@@ -239,7 +239,7 @@ fn garbage_comes_back_as_it_was_and_is_printed_as_plain_text() {
 }
 
 #[test]
-fn a_gigabyte_without_a_newline_is_one_message_and_takes_no_memory() {
+fn gigabyte_without_newline_takes_no_memory() {
     let mut server = Server::start(&["--terminator", "bye"]);
     let mut peer = server.connect();
     ping(&mut peer, b"first\n");
@@ -263,7 +263,7 @@ fn a_gigabyte_without_a_newline_is_one_message_and_takes_no_memory() {
 }
 
 #[test]
-fn a_stop_under_load_loses_no_byte_that_was_read() {
+fn stop_under_load_loses_no_byte_read() {
     // So much that few are through at the stop, and the rest is thrown away before a lingering close has its end.
     let bytes = Arc::new(noise(6, 16 * MIB));
     for round in 0..5 {
@@ -300,7 +300,7 @@ fn a_stop_under_load_loses_no_byte_that_was_read() {
 }
 
 #[test]
-fn a_restart_under_load_gets_the_port_at_once() {
+fn restart_under_load_gets_port_at_once() {
     let mut server = Server::start(&[]);
     let address = server.addr();
     for round in 0..5 {
@@ -378,7 +378,7 @@ fn a_full_disk_stops_nothing_but_the_printing() {
 }
 
 #[test]
-fn a_reader_of_the_messages_that_stops_holds_nobody_up() {
+fn stopped_reader_of_messages_holds_nobody_up() {
     let mut server = Server::start(&["--print", "--drain-timeout", "300ms"]);
     let before = server.resident();
     let mut peer = server.connect();
@@ -397,7 +397,7 @@ fn a_reader_of_the_messages_that_stops_holds_nobody_up() {
 }
 
 #[test]
-fn messages_are_printed_to_the_last_at_the_end() {
+fn messages_are_printed_to_the_last() {
     let mut server = Server::start(&["--print", "--accept-limit", "1"]);
     let mut stdout = server.take_stdout();
     let mut peer = server.connect();
@@ -564,7 +564,7 @@ fn an_urgent_byte_comes_back_in_its_place() {
 }
 
 #[test]
-fn bytes_that_carry_descriptors_do_not_hide_those_behind_them() {
+fn bytes_with_descriptors_hide_none_behind_them() {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     use std::io::IoSlice;
     use std::os::fd::AsFd;
@@ -619,7 +619,7 @@ fn dial_unreading(server: &Server) -> TcpStream {
 }
 
 #[test]
-fn a_stop_that_loses_bytes_is_told_by_a_reset() {
+fn stop_that_loses_bytes_resets() {
     let mut server = Server::start(&["-vv", "--drain-timeout", "200ms", "--send-buffer", "4KiB"]);
     let mut peer = dial_unreading(&server);
     let sent = stuff(&mut peer, &noise(1, 4 * MIB));
@@ -648,7 +648,7 @@ fn a_second_signal_resets_those_who_miss_bytes() {
 }
 
 #[test]
-fn a_peer_that_sends_on_after_the_last_message_is_let_go() {
+fn peer_sending_after_last_message_is_dropped() {
     let server = Server::start(&["-v", "--terminator", "bye", "--send-buffer", "4KiB"]);
     let mut peer = dial_unreading(&server);
     peer.write_all(&[b"x".repeat(60_000), b"\nbye\n".to_vec()].concat()).unwrap();
@@ -660,7 +660,7 @@ fn a_peer_that_sends_on_after_the_last_message_is_let_go() {
 }
 
 #[test]
-fn memory_that_cannot_be_had_ends_connections_and_not_the_server() {
+fn lack_of_memory_ends_connections_not_the_server() {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
     let mut server = Server::start(&["--print", "--terminator", "bye", "-v"]);

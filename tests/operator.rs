@@ -127,7 +127,7 @@ fn an_abstract_name_is_served_dialled_and_loaded() {
 }
 
 #[test]
-fn a_full_backlog_of_a_unix_socket_is_waited_for() {
+fn full_unix_backlog_is_waited_for() {
     let directory = tempfile::tempdir().unwrap();
     let endpoint = format!("unix:{}", directory.path().join("echo.sock").display());
     let _server = Server::start_on(&[&endpoint], &["--backlog", "1"]);
@@ -160,7 +160,7 @@ fn datagrams_are_printed() {
 }
 
 #[test]
-fn an_answer_comes_from_the_address_that_was_asked() {
+fn answer_comes_from_the_address_asked() {
     let server = Server::start_on(&["udp:0.0.0.0:0", "udp:[::]:0"], &[]);
     for asked in ["127.0.0.1", "127.0.0.77", "127.1.2.3"] {
         // A connected socket takes nothing from anybody else.
@@ -217,7 +217,7 @@ fn datagrams_have_a_rate_for_each_source() {
 }
 
 #[test]
-fn who_may_not_come_in_is_closed_at_once_and_counted_by_reason() {
+fn refused_client_is_closed_and_counted_by_reason() {
     let flags = ["--allow", "127.0.0.0/29", "--allow", "::1", "--deny", "127.0.0.2", "--max-per-source", "2"];
     let mut server = Server::start_on(&["127.0.0.1:0"], &flags);
     let addr = server.addr();
@@ -379,7 +379,7 @@ fn sockets_that_a_supervisor_hands_over_are_used() {
 }
 
 #[test]
-fn what_a_supervisor_hands_over_by_mistake_is_named() {
+fn descriptor_handed_over_by_mistake_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let connection = dial(listener.local_addr().unwrap());
     let file = fs::File::open("/dev/null").unwrap();
@@ -417,7 +417,7 @@ fn systemd_activates_it_where_there_is_systemd() {
 }
 
 #[test]
-fn a_supervisor_is_told_that_it_is_ready_alive_and_stopping() {
+fn supervisor_is_told_ready_alive_and_stopping() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -471,7 +471,7 @@ fn stopping(addresses: &[&str], flags: &[&str]) -> (Server, SocketAddr) {
 }
 
 #[test]
-fn delayed_stop_is_told_at_once_and_serves_on() {
+fn delayed_stop_is_told_and_serves_on() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo");
     let unix = format!("unix:{}", path.display());
@@ -504,7 +504,7 @@ fn delayed_stop_ends_with_the_last_accepted_connection() {
 }
 
 #[test]
-fn passed_stop_delay_closes_and_exits_in_good_order() {
+fn passed_stop_delay_closes_in_good_order() {
     let mut server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0"], &["--stop-delay", "50ms"]);
     let mut peer = server.connect();
     ping(&mut peer, b"before");
@@ -716,7 +716,7 @@ fn prometheus_own_parsers_take_the_metrics() {
 }
 
 #[test]
-fn http_is_answered_by_the_rules_and_connections_kept() {
+fn http_keeps_the_rules_and_the_connections() {
     let mut server = Server::start(&["--http", "127.0.0.1:0"]);
     let inside = server.inside();
     let mut peer = dial(inside);
@@ -756,7 +756,7 @@ fn http_is_answered_by_the_rules_and_connections_kept() {
 }
 
 #[test]
-fn hostile_http_clients_hold_up_neither_the_echo_nor_the_others_for_long() {
+fn hostile_http_clients_hold_nobody_up_for_long() {
     let mut server = Server::start(&["--http", "0"]);
     let inside = server.inside();
     // As many as may be at once, and more: silent, half a request, and readers that do not read.
@@ -878,7 +878,7 @@ fn the_shell_is_told_what_there_is() {
 }
 
 #[test]
-fn options_come_from_the_environment_too_and_the_command_line_wins() {
+fn options_come_from_environment_and_flags_win() {
     let start = |variables: &[(&str, &str)], args: &[&str]| {
         let mut command = Command::new(ECHOLOOP);
         command.args(["serve", "127.0.0.1:0"]).args(args).envs(variables.iter().copied());

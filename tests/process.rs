@@ -78,7 +78,7 @@ fn start_with_unread_log(args: &[&str]) -> (Running, SocketAddr, std::io::PipeRe
 }
 
 #[test]
-fn stopped_log_reader_holds_up_neither_serving_nor_stop() {
+fn stopped_log_reader_delays_neither_serving_nor_stop() {
     let (mut server, addr, mut log) = start_with_unread_log(&["-vv", "--drain-timeout", "300ms"]);
     let mut peer = dial(addr);
     // Some lines for each: more than the pipe and the queue take.
@@ -245,7 +245,7 @@ fn each_log_line_is_one_write() {
 }
 
 #[test]
-fn log_format_json_makes_an_object_of_each_line() {
+fn json_log_format_makes_each_line_an_object() {
     let mut server = Server::start(&["--log-format", "json", "-v"]);
     let peer = server.connect_many(1).remove(0).local_addr().unwrap();
     server.wait_for_log("closed: finished");
@@ -319,7 +319,7 @@ fn a_closed_connection_is_told_whatever_its_kind() {
 }
 
 #[test]
-fn a_client_behind_a_proxy_is_told_with_its_end() {
+fn proxied_client_is_told_with_its_end() {
     let server = Server::start(&["-v", "--proxy-protocol", "--deny", "203.0.113.0/24"]);
     let mut peer = server.connect();
     std::io::Write::write_all(&mut peer, b"PROXY TCP4 198.51.100.7 127.0.0.1 4711 7\r\nhello").unwrap();
@@ -371,7 +371,7 @@ fn handed_over_sockets_that_are_none_are_named() {
 }
 
 #[test]
-fn handed_over_dual_stack_socket_with_extras_answers_both_families() {
+fn handed_over_dual_stack_socket_answers_both_families() {
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
     socket.set_only_v6(false).unwrap();
     // Everything that may come beside a datagram, as far as there is a safe way to ask for it.
@@ -440,7 +440,7 @@ fn supervisor_that_does_not_read_holds_nothing_up() {
 }
 
 #[test]
-fn few_descriptors_are_shared_or_refused_with_the_remedy() {
+fn few_descriptors_are_shared_or_refused_with_remedy() {
     for (limit, flags) in [(8, ""), (10, "--http 0")] {
         let mut command = Command::new("sh");
         let script = format!("ulimit -n {limit}; exec {ECHOLOOP} serve 127.0.0.1:0 {flags}");
@@ -508,7 +508,7 @@ fn ends_as_process_one(script: &str) {
 
 #[test]
 #[ignore = "needs namespaces (unshare(1)): only process 1 is spared by the kernel"]
-fn signal_ends_process_one_that_waits_for_a_named_pipe() {
+fn signal_ends_process_one_waiting_for_a_fifo() {
     let directory = tempfile::tempdir().unwrap();
     let pipe = directory.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());

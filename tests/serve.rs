@@ -47,7 +47,7 @@ fn send_until_blocked(server: &Server, peer: &mut TcpStream, bytes: &[u8]) -> us
 }
 
 #[test]
-fn a_peer_that_sends_64_mib_and_reads_nothing_takes_no_memory_and_loses_nothing() {
+fn unread_64_mib_take_no_memory_lose_nothing() {
     let mut server = Server::start(&["-vv"]);
     let mut peer = server.connect();
     ping(&mut peer, b"first");
@@ -72,7 +72,7 @@ fn single_bytes_come_back() {
 }
 
 #[test]
-fn a_half_close_with_100_mib_in_flight_gets_all_of_them() {
+fn half_close_gets_100_mib_in_flight() {
     let mut server = Server::start(&[]);
     let mut peer = server.connect();
     let bytes = noise(3, 100 * MIB);
@@ -83,7 +83,7 @@ fn a_half_close_with_100_mib_in_flight_gets_all_of_them() {
 }
 
 #[test]
-fn a_reset_in_mid_write_ends_that_connection_alone() {
+fn reset_in_mid_write_ends_that_connection_alone() {
     let mut server = Server::start(&["-vv"]);
     let mut other = server.connect();
     let mut peer = server.connect();
@@ -115,7 +115,7 @@ fn two_thousand_connections_each_get_their_own_bytes() {
 }
 
 #[test]
-fn a_quiet_peer_is_served_beside_a_busy_one() {
+fn quiet_peer_is_served_beside_busy_one() {
     let server = Server::start(&[]);
     let mut busy = server.connect();
     let mut sink = busy.try_clone().unwrap();
@@ -165,12 +165,12 @@ fn overload(mut server: Server, peers: usize) {
 }
 
 #[test]
-fn at_its_open_files_limit_the_server_waits_drops_nobody_and_recovers() {
+fn open_files_limit_drops_nobody_and_recovers() {
     overload(Server::start_limited(40, ""), 100);
 }
 
 #[test]
-fn when_accept_itself_fails_for_want_of_descriptors_it_is_the_same() {
+fn accept_without_descriptors_drops_nobody_and_recovers() {
     let server = Server::start_limited(40, "--max-connections 1000");
     server.wait_for_log("leaves room for");
     overload(server, 100);
@@ -256,7 +256,7 @@ fn the_tutorials_servers_serve_its_clients() {
 }
 
 #[test]
-fn the_message_limit_closes_and_the_rest_of_the_read_is_not_echoed() {
+fn message_limit_closes_without_echoing_the_rest() {
     let server = Server::start(&["--message-limit", "2"]);
     let mut peer = server.connect();
     peer.write_all(b"one\ntwo\nthree\n").unwrap();
@@ -264,7 +264,7 @@ fn the_message_limit_closes_and_the_rest_of_the_read_is_not_echoed() {
 }
 
 #[test]
-fn what_comes_after_the_last_message_does_not_destroy_its_echo() {
+fn bytes_after_last_message_spare_its_echo() {
     // A server that closed with these bytes unread would reset the connection.
     let server = Server::start(&["--message-limit", "1"]);
     for _ in 0..20 {
@@ -276,7 +276,7 @@ fn what_comes_after_the_last_message_does_not_destroy_its_echo() {
 }
 
 #[test]
-fn the_accept_limit_stops_listening_and_ends_with_the_last_connection() {
+fn accept_limit_ends_with_the_last_connection() {
     let mut server = Server::start(&["--accept-limit", "2"]);
     let (mut first, mut second) = (server.connect(), server.connect());
     ping(&mut first, b"1");
@@ -292,7 +292,7 @@ fn the_accept_limit_stops_listening_and_ends_with_the_last_connection() {
 }
 
 #[test]
-fn an_idle_peer_is_closed_and_an_active_one_is_not() {
+fn idle_peer_is_closed_and_active_one_kept() {
     let mut server = Server::start(&["--idle-timeout", "300ms"]);
     let (mut idle, mut active) = (server.connect(), server.connect());
     let began = Instant::now();
@@ -311,7 +311,7 @@ fn an_idle_peer_is_closed_and_an_active_one_is_not() {
 }
 
 #[test]
-fn a_slow_reader_is_kept_and_a_stalled_one_is_not() {
+fn slow_reader_is_kept_and_stalled_one_closed() {
     let mut server = Server::start(&["-vv", "--idle-timeout", "400ms", "--send-buffer", "64KiB"]);
     let mut slow = server.connect();
     let bytes = noise(6, 8 * MIB);
@@ -356,7 +356,7 @@ fn a_stop_sends_what_is_owed() {
 }
 
 #[test]
-fn a_stop_waits_no_longer_than_it_was_told() {
+fn stop_waits_no_longer_than_told() {
     let mut server = Server::start(&["-vv", "--drain-timeout", "300ms"]);
     let mut peer = server.connect();
     send_until_blocked(&server, &mut peer, &noise(8, 64 * MIB));
@@ -383,7 +383,7 @@ fn a_second_signal_ends_at_once() {
 }
 
 #[test]
-fn a_signal_that_comes_twice_at_once_is_one() {
+fn signal_that_comes_twice_at_once_counts_once() {
     // GNU timeout signals its child, and then its process group, in which the child is too.
     for _ in 0..10 {
         let mut server = Server::start(&[]);
@@ -425,7 +425,7 @@ fn several_addresses_names_and_both_families_are_served() {
 }
 
 #[test]
-fn every_address_and_its_wildcard_neighbour_can_be_had_together() {
+fn address_and_its_wildcard_can_be_bound_together() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let server = Server::start_on(&[&format!("0.0.0.0:{free}"), &format!("[::]:{free}")], &[]);
     for host in ["127.0.0.1", "[::1]"] {
@@ -449,7 +449,7 @@ fn fails(args: &[&str], code: i32, mentions: &[&str]) {
 }
 
 #[test]
-fn what_cannot_be_started_says_why_in_one_line() {
+fn failed_start_says_why_in_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     fails(&["serve", &address], 1, &["echoloop: cannot listen on ", &address, "in use"]);
@@ -482,7 +482,7 @@ fn messages_are_printed_with_their_peer_and_escaped() {
 }
 
 #[test]
-fn a_reader_of_the_messages_that_leaves_stops_nothing_but_the_printing() {
+fn leaving_reader_of_messages_stops_only_the_printing() {
     let mut server = Server::start(&["--print"]);
     server.close_stdout();
     let mut peer = server.connect();
@@ -495,7 +495,7 @@ fn a_reader_of_the_messages_that_leaves_stops_nothing_but_the_printing() {
 }
 
 #[test]
-fn a_reader_of_the_log_that_leaves_stops_nothing_but_the_log() {
+fn leaving_reader_of_log_stops_only_the_log() {
     let mut command = Command::new("sh");
     // Nobody reads its standard error from the second line on.
     command.args(["-c", &format!("{{ {ECHOLOOP} serve -vv 127.0.0.1:0 2>&1 >&3 | head -1 >/dev/null; }} 3>&1")]);
@@ -561,7 +561,7 @@ fn the_loop_narrates_what_it_does() {
 }
 
 #[test]
-fn a_close_is_narrated_until_the_peer_has_gone() {
+fn close_is_narrated_until_the_peer_has_gone() {
     let server = Server::start(&["-vv", "--terminator", "bye"]);
     let mut peer = server.connect();
     ping(&mut peer, b"bye\n");
@@ -571,7 +571,7 @@ fn a_close_is_narrated_until_the_peer_has_gone() {
 }
 
 #[test]
-fn a_line_names_its_place_in_the_source_on_request() {
+fn line_names_its_source_place_on_request() {
     let server = Server::start(&["-vvv"]);
     ping(&mut server.connect(), b"hello");
     server.wait_for_log(" TRACE token 0: sent 5 of 5 (src/reactor/transport.rs:");

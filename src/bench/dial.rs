@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_had_is_said_with_numbers_and_remedy() {
+    fn missing_descriptors_or_ports_are_named_with_remedy() {
         let text = check_descriptors(2000, 1000, Some(1024)).unwrap_err().to_string();
         assert!(text.contains("2,000") && text.contains("1024") && text.contains("1000") && text.contains("ulimit -n"));
         assert!(check_descriptors(1000, 1000, Some(1024)).is_ok());
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn lack_of_ports_names_the_source_and_the_remedy() {
+    fn lack_of_ports_names_source_and_remedy() {
         for kind in [io::ErrorKind::AddrNotAvailable, io::ErrorKind::AddrInUse] {
             let sources = route("127.0.0.1:7", "127.0.0.4,127.0.0.5");
             for (number, source) in [(0, "127.0.0.4"), (3, "127.0.0.5")] {

@@ -311,7 +311,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn merged_histograms_are_the_histogram_of_the_merged_samples(
+        fn merged_histograms_equal_histogram_of_all_samples(
             left in prop::collection::vec(1u64..1_000_000_000_000, 0..200),
             right in prop::collection::vec(1u64..1_000_000_000_000, 0..200),
         ) {
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn from_a_microsecond_to_minutes_three_digits_are_kept() {
+    fn three_digits_are_kept_from_microseconds_to_minutes() {
         for nanoseconds in [1_000, 1_234, 999_000, 123_400_000, 300_000_000_000] {
             let mut histogram = histogram();
             histogram.saturating_record(nanoseconds);

@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_what_it_is_however_it_is_cut() {
+    fn verifying_a_stream_ignores_where_it_is_cut() {
         let payload = Payload::new(7);
         let whole = stream(&payload, 3, 0, 3 * PERIOD);
         for (from, to) in [(0, 1), (PERIOD - 3, PERIOD + 70_000), (5, 3 * PERIOD), (2 * PERIOD, 2 * PERIOD)] {

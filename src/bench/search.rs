@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_ends_close_to_the_capacity_wherever_it_begins() {
+    fn search_ends_near_capacity_wherever_it_begins() {
         for (start, capacity) in [(1000.0, 123_456.0), (1000.0, 1000.0), (1000.0, 17.0), (100_000.0, 99.0)] {
             let found = search(start, capacity);
             let (holds, fails) = (found.holds.unwrap(), found.fails.unwrap());

@@ -909,7 +909,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_run_is_refused_with_the_reason() {
+    fn file_without_a_run_is_refused_with_reason() {
         let mut run = sample("one", &[1_000_000]);
         let error = |run: &Run| Run::parse(&serde_json::to_string(run).unwrap()).unwrap_err().to_string();
         run.version = 3;
@@ -1030,7 +1030,7 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn a_figure_that_cannot_be_is_refused_or_reported_without_a_panic(
+        fn impossible_figures_never_panic_a_report(
             at in any::<prop::sample::Index>(),
             figure in prop::sample::select(vec!["0", "-1", "0.5", "1e308", "18446744073709551615", "\"\"", "null", "[]"]),
         ) {

@@ -577,7 +577,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_given_to_a_flag_is_taken_or_named(
+        fn any_flag_value_is_taken_or_named(
             (command, flag) in prop::sample::select(
                 [SERVE.map(|flag| ("serve", flag)).as_slice(), BENCH.map(|flag| ("bench", flag)).as_slice()].concat()
             ),

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_starts_the_next_and_the_first_answer_wins() {
+    fn silence_starts_next_address_and_first_answer_wins() {
         let mut world = World::new(&["[::1]:1", "1.1.1.1:1", "2.2.2.2:1"]);
         assert_eq!(world.run(STAGGER - Duration::from_millis(1)), None);
         assert_eq!(world.tried(), ["[::1]:1"]);

@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_too_long_says_the_limit() {
+    fn too_long_path_is_refused_with_the_limit() {
         let path = |length: usize| format!("unix:/{}", "x".repeat(length - 1));
         assert!(path(UNIX_PATH_LIMIT).parse::<Address>().is_ok());
         let text = error(&path(UNIX_PATH_LIMIT + 1)).to_string();
@@ -401,7 +401,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_an_address_prints_back_to_the_same(text in "\\PC*|(udp:|tcp:|unix:)?[a-z0-9.:%\\[\\]]*:[0-9]{1,6}|\\[[0-9a-f:%]*\\]:[0-9]+") {
+        fn parsed_address_prints_back_to_the_same(text in "\\PC*|(udp:|tcp:|unix:)?[a-z0-9.:%\\[\\]]*:[0-9]{1,6}|\\[[0-9a-f:%]*\\]:[0-9]+") {
             if let Ok(address) = text.parse::<Address>() {
                 prop_assert_eq!(address.to_string().parse::<Address>(), Ok(address));
             }

@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_leaves_the_backlog_of_a_socket_that_was_handed_over() {
+    fn stop_leaves_backlog_of_an_inherited_socket() {
         let poll = mio::Poll::new().unwrap();
         let theirs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let handed_over = theirs.try_clone().unwrap();
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_file_is_replaced_only_when_nobody_listens_and_goes_with_its_listener() {
+    fn stale_socket_file_is_replaced_live_one_kept() {
         let poll = mio::Poll::new().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_socket_is_in_use_before_it_listens() {
+    fn bound_socket_is_in_use_before_it_listens() {
         let poll = mio::Poll::new().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_that_find_a_stale_file_one_replaces_it() {
+    fn stale_file_found_by_many_is_replaced_once() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         for _ in 0..20 {
@@ -537,7 +537,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn an_abstract_name_has_no_file_and_one_listener() {
+    fn abstract_name_has_no_file_and_one_listener() {
         let poll = mio::Poll::new().unwrap();
         let path = PathBuf::from(format!("@echoloop-test-{}", std::process::id()));
         let listen = || Listener::unix(&path, &SocketOptions::default(), poll.registry(), Token(0));

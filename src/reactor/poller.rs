@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_spins_while_events_come_close_and_not_for_those_that_do_not() {
+    fn spinning_stops_where_events_are_far_apart() {
         let limit = Duration::from_micros(100);
         let (short, long) = (limit / 2, limit * 50);
         let mut spinning = Spinning { limit, misses: 0 };

@@ -168,7 +168,7 @@ fn a_message_costs_one_read_and_one_write() {
 }
 
 #[test]
-fn what_a_send_did_not_take_waits_for_writable_and_is_sent_once() {
+fn rest_of_a_partial_send_waits_for_writable() {
     let mut world = World::new();
     let (token, kernel) = world.open();
     kernel.reads(&[Take(10)]).writes(&[Take(3)]);
@@ -223,7 +223,7 @@ fn writable_without_anything_to_send_costs_no_call() {
 }
 
 #[test]
-fn a_connection_stays_readable_until_a_read_found_the_end() {
+fn connection_stays_readable_until_read_finds_end() {
     let mut world = World::new();
     let (token, kernel) = world.open();
     kernel.reads(&[Take(READ_SIZE), Take(READ_SIZE), Take(1)]);
@@ -236,7 +236,7 @@ fn a_connection_stays_readable_until_a_read_found_the_end() {
 }
 
 #[test]
-fn after_a_short_read_the_end_is_still_read_if_the_peer_has_closed_its_side() {
+fn short_read_after_peer_closed_still_reads_end() {
     let mut world = World::new();
     let (token, kernel) = world.open();
     kernel.reads(&[Take(5), End]);
@@ -247,7 +247,7 @@ fn after_a_short_read_the_end_is_still_read_if_the_peer_has_closed_its_side() {
 }
 
 #[test]
-fn where_edges_are_emulated_only_would_block_ends_reading_and_writing() {
+fn emulated_edges_need_would_block_to_end() {
     let mut world = World::new();
     let (token, kernel) = world.open();
     kernel.0.borrow_mut().conclusive = false;
@@ -260,7 +260,7 @@ fn where_edges_are_emulated_only_would_block_ends_reading_and_writing() {
 }
 
 #[test]
-fn a_busy_peer_spends_its_budget_and_the_others_get_theirs() {
+fn busy_peer_spends_budget_and_others_get_theirs() {
     let mut world = World::new();
     let (busy, busy_kernel) = world.open();
     let (quiet, quiet_kernel) = world.open();
@@ -281,7 +281,7 @@ fn a_busy_peer_spends_its_budget_and_the_others_get_theirs() {
 }
 
 #[test]
-fn reads_grow_while_what_was_read_is_taken_whole_and_no_longer() {
+fn reads_grow_only_while_taken_whole() {
     let mut world = World::with(|settings| {
         settings.max_read_size = 4 * READ_SIZE;
         settings.read_budget = 100 * READ_SIZE;
@@ -307,7 +307,7 @@ fn reads_grow_while_what_was_read_is_taken_whole_and_no_longer() {
 }
 
 #[test]
-fn a_peer_that_never_reads_is_not_read_and_holds_one_read_at_most() {
+fn unreading_peer_holds_at_most_one_read() {
     let mut world = World::new();
     let (token, kernel) = world.open();
     kernel.reads(&[Take(READ_SIZE); 100]).writes(&[WouldBlock]);
@@ -321,7 +321,7 @@ fn a_peer_that_never_reads_is_not_read_and_holds_one_read_at_most() {
 }
 
 #[test]
-fn a_half_closed_peer_gets_everything_before_the_end() {
+fn half_closed_peer_gets_everything_before_the_end() {
     let mut world = World::new();
     let (token, kernel) = world.open();
     kernel.reads(&[Take(10), End]).writes(&[Take(4)]);
@@ -371,7 +371,7 @@ fn interrupted_calls_are_made_again() {
 }
 
 #[test]
-fn a_stale_event_reaches_the_successor_in_the_slot_and_does_no_harm() {
+fn stale_event_does_no_harm_to_slots_successor() {
     let mut world = World::new();
     let (token, kernel) = world.open();
     kernel.reads(&[Reset]);
@@ -388,7 +388,7 @@ fn a_stale_event_reaches_the_successor_in_the_slot_and_does_no_harm() {
 }
 
 #[test]
-fn a_successor_in_the_slot_does_not_inherit_a_place_in_the_ready_queue() {
+fn slots_successor_inherits_no_place_in_ready_queue() {
     let mut world = World::new();
     let (first, kernel) = world.open();
     kernel.reads(&[Take(READ_SIZE); 5]);
@@ -421,7 +421,7 @@ fn closing_sends_what_waits_and_discards_the_rest() {
 }
 
 #[test]
-fn a_peer_that_goes_on_sending_is_lingered_for_so_long() {
+fn peer_that_goes_on_sending_is_lingered_briefly() {
     let mut world = World::new();
     world.reactor.protocol_mut().close_after = Some(1);
     let (token, kernel) = world.open();
@@ -442,7 +442,7 @@ fn a_peer_that_goes_on_sending_is_lingered_for_so_long() {
 }
 
 #[test]
-fn a_closed_peer_that_reads_little_and_sends_on_has_a_deadline() {
+fn closed_slow_reader_that_sends_on_has_deadline() {
     let mut world = World::new();
     world.reactor.protocol_mut().close_after = Some(READ_SIZE);
     let (token, kernel) = world.open();
@@ -466,7 +466,7 @@ fn a_closed_peer_that_reads_little_and_sends_on_has_a_deadline() {
 }
 
 #[test]
-fn urgent_data_ends_a_read_and_not_the_reading() {
+fn urgent_data_ends_one_read_not_all_reading() {
     let mut world = World::new();
     let (token, kernel) = world.open();
     // recv stops in front of the urgent byte, and the one event tells of everything that has come.
@@ -493,7 +493,7 @@ fn a_stale_read_closed_costs_one_read() {
 }
 
 #[test]
-fn a_connecting_socket_that_is_readable_waits_for_writable() {
+fn connecting_socket_that_is_readable_waits_for_writable() {
     let mut world = World::new();
     let kernel = Wire::default();
     kernel.0.borrow_mut().connecting = true;
@@ -503,7 +503,7 @@ fn a_connecting_socket_that_is_readable_waits_for_writable() {
 }
 
 #[test]
-fn bytes_that_are_lost_are_told_by_a_reset() {
+fn lost_bytes_are_told_by_a_reset() {
     type Loss = fn(&mut World, Token);
     let losses: [Loss; 2] = [|world, token| world.reactor.abort(token), |world, _| world.reactor.abort_all()];
     for lose in losses {
@@ -527,7 +527,7 @@ fn bytes_that_are_lost_are_told_by_a_reset() {
 }
 
 #[test]
-fn a_deadline_of_the_protocol_ends_who_does_not_keep_it() {
+fn missed_protocol_deadline_ends_the_connection() {
     let mut world = World::new();
     world.reactor.protocol_mut().due = Some(world.now + Duration::from_millis(500));
     let (_, silent) = world.open();
@@ -557,7 +557,7 @@ fn closed_connection_has_no_protocol_deadline() {
 }
 
 #[test]
-fn a_protocol_that_has_more_is_called_in_the_next_turn() {
+fn protocol_with_more_is_called_next_turn() {
     let mut world = World::new();
     let (token, kernel) = world.open();
     world.reactor.with(token, |_, transport, _| transport.call_again());
@@ -577,7 +577,7 @@ fn a_protocol_that_has_more_is_called_in_the_next_turn() {
 }
 
 #[test]
-fn a_listener_that_always_fails_does_not_hold_others_up() {
+fn failing_listener_does_not_hold_others_up() {
     for error in [Errno::CONNABORTED, Errno::INVAL, Errno::PERM] {
         let mut world = World::new();
         let (broken, sound) = (ScriptedListener::default(), ScriptedListener::default());
@@ -645,7 +645,7 @@ fn idle_world() -> World {
 }
 
 #[test]
-fn an_idle_connection_is_closed_and_an_active_one_is_not() {
+fn idle_connection_is_closed_and_active_one_kept() {
     let mut world = idle_world();
     let (_, idle) = world.open();
     let (active, active_kernel) = world.open();
@@ -664,7 +664,7 @@ fn an_idle_connection_is_closed_and_an_active_one_is_not() {
 }
 
 #[test]
-fn bytes_that_a_slow_reader_takes_count_as_movement_even_without_an_event() {
+fn bytes_taken_without_event_count_as_movement() {
     let mut world = idle_world();
     let (token, kernel) = world.open();
     kernel.reads(&[Take(READ_SIZE)]).writes(&[WouldBlock]);
@@ -731,7 +731,7 @@ fn an_abort_ends_what_a_drain_could_not() {
 }
 
 #[test]
-fn an_outgoing_connection_is_made_when_it_is_established() {
+fn outgoing_connection_opens_once_it_is_established() {
     let mut world = World::new();
     let kernel = Wire::default();
     kernel.0.borrow_mut().connecting = true;
@@ -756,7 +756,7 @@ fn an_outgoing_connection_that_is_refused_is_lost() {
 }
 
 #[test]
-fn a_connection_that_cannot_be_made_leaves_nothing_behind() {
+fn failed_connection_attempt_leaves_nothing_behind() {
     let mut world = World::new();
     let error = world.reactor.open(|_, _| Err(ErrorKind::WouldBlock.into())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::WouldBlock);

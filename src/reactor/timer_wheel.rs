@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_never_early_and_a_slot_late() {
+    fn deadline_is_never_early_and_one_slot_late() {
         for timeout in [1, 10, 63, 64, 65, 1000, 60_000] {
             let mut wheel = TimerWheel::for_timeout(timeout);
             let start = 12_345;
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn next_due_is_when_expire_has_something_to_ask() {
+    fn next_due_is_when_expire_has_work() {
         let mut wheel = TimerWheel::for_timeout(6400);
         wheel.arm(3, 6400, 0);
         let next = wheel.next_due().unwrap();

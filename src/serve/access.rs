@@ -640,7 +640,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_sources_are_networks_and_ipv4_sources_are_addresses() {
+    fn ipv6_sources_are_networks_ipv4_sources_are_addresses() {
         let gate = |ipv6_prefix| {
             Gate::new(&AccessOptions { max_per_source: Some(1), ipv6_prefix, ..AccessOptions::default() })
         };
@@ -697,7 +697,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_forged_sources_does_not_silence_known_ones() {
+    fn flood_of_forged_sources_spares_known_ones() {
         let access = AccessOptions { datagram_rate: NonZeroU32::new(3), ..options(&[], &[]) };
         let mut gate = DatagramGate::new(&access);
         let begin = gate.began;
@@ -753,7 +753,7 @@ mod tests {
     }
 
     #[test]
-    fn two_servers_that_answer_each_other_come_to_rest() {
+    fn two_servers_answering_each_other_come_to_rest() {
         let micros = Duration::from_micros;
         let (answers, time) = bounce(&[b"forged"], micros(40), 0);
         assert!(answers < 100_000 && time < Duration::from_secs(3), "{answers} {time:?}");

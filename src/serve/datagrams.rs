@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_dropped_and_errors_end_nothing() {
+    fn unsendable_datagram_is_dropped_and_errors_end_nothing() {
         let mut world = world(&AccessOptions::default());
         world.port.arrive(&[(b"a", 5000), (b"b", 5000)]);
         world.port.0.borrow_mut().arriving.push_back(Err(ErrorKind::ConnectionRefused.into()));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_does_not_keep_a_socket_from_its_end() {
+    fn flood_does_not_keep_socket_from_ending() {
         let mut world = world(&AccessOptions::default());
         world.port.0.borrow_mut().max_queued = Some(3);
         (0..10).for_each(|_| world.port.arrive(&[(b"x", 5000)]));

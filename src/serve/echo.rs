@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn a_beginning_that_goes_on_otherwise_is_one_message() {
+    fn false_start_of_a_terminator_is_one_message() {
         let mut session = Session::new(Some("bye"), None);
         session.segment("by");
         assert_eq!(session.messages.count, 0, "held back");
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_held_back_is_a_message_at_the_end() {
+    fn held_back_bytes_are_a_message_at_end() {
         let mut session = Session::new(Some("bye"), None);
         session.segment("by");
         session.messages.end_of_stream(&mut session.rules);
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_the_read_is_not_echoed_after_the_last_message() {
+    fn rest_of_read_after_last_message_stays_unechoed() {
         assert_eq!(Session::new(Some("bye"), None).segment("hi\nbye\nmore"), (7, true));
         assert_eq!(Session::new(None, Some(2)).segment("a\r\nb\r\nc\r\n"), (6, true));
         assert_eq!(Session::new(None, Some(1)).segment("word"), (4, true));
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_longer_than_a_read_is_one_message_and_takes_no_room() {
+    fn message_longer_than_a_read_takes_no_room() {
         let mut session = Session::new(Some("bye"), Some(2));
         session.rules.printer = None;
         for _ in 0..1000 {
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn every_split_of_a_stream_echoes_and_closes_at_the_same_byte() {
+    fn every_split_echoes_and_closes_at_same_byte() {
         // Reads that are cut anywhere, with the socket drained only at the end, are one stream.
         let stream = b"one\r\nby\nbyebye\n\nbye\r\nafter";
         for first in 0..=stream.len() {

@@ -867,7 +867,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_and_bandwidth_take_their_time_and_lose_nothing() {
+    fn pieces_and_bandwidth_take_time_lose_nothing() {
         let message = [b'x'; 1000];
         for (spec, millis) in [("chunk=10/5ms", 99 * 5), ("bandwidth=10000", 90)] {
             let mut world = World::new(&[spec]);

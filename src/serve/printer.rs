@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn stopped_reader_takes_bounded_memory_and_misses_the_rest() {
+    fn stopped_reader_takes_bounded_memory_misses_rest() {
         let (mut printer, open, written) = gated();
         let line = format!("{}\n", "x".repeat(1023));
         for _ in 0..10_000 {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn one_turn_makes_no_more_lines_than_it_may() {
+    fn one_turn_makes_a_bounded_number_of_lines() {
         let (mut printer, _open, _written) = gated();
         for _ in 0..10_000 {
             printer.print(|out| out.write_all(&[b'x'; 1000]));

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn both_versions_tell_the_address_and_where_the_payload_begins() {
+    fn both_versions_give_address_and_start_of_payload() {
         let text = b"PROXY TCP4 192.0.2.1 192.0.2.2 40000 7777\r\nhello";
         assert_eq!(parse(text), complete(text.len() - 5, Some("192.0.2.1:40000")));
         let text = b"PROXY TCP6 2001:db8::1 2001:db8::2 40000 7777\r\n\xff\r\n";
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_refused_as_soon_as_that_is_known() {
+    fn invalid_header_is_refused_as_soon_as_known() {
         assert_eq!(cause(b"GET / HTTP/1.1\r\n"), r#"it begins with "GET / HTTP/1", as no version does"#);
         assert_eq!(cause(b"P\r"), r#"it begins with "P\r", as no version does"#);
         assert_eq!(cause(b"proxy "), r#"it begins with "proxy ", as no version does"#);
@@ -239,7 +239,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_judged_the_same_however_they_are_cut(
+        fn any_bytes_are_judged_alike_however_cut(
             bytes in prop::collection::vec(any::<u8>(), 0..200),
             line in "[ -~]{0,120}(\r\n|\r|\n)?",
             command in prop::sample::select(vec![0x20, 0x21, 0x11, 0x22]),

@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sign_interval_is_half_of_what_is_asked_if_anything_is() {
+    fn sign_interval_is_half_of_what_is_asked() {
         assert_eq!(sign_interval(0), None);
         assert_eq!(sign_interval(u64::MAX), None);
         assert_eq!(sign_interval(1), Some(MIN_SIGN_INTERVAL));

@@ -79,7 +79,7 @@ impl World {
 }
 
 #[test]
-fn a_backlog_longer_than_the_budget_is_accepted_on_one_edge() {
+fn backlog_beyond_budget_is_accepted_on_one_edge() {
     let mut world = World::new(Config::default(), 10_000);
     world.door.queue(1000);
     world.knock();
@@ -90,7 +90,7 @@ fn a_backlog_longer_than_the_budget_is_accepted_on_one_edge() {
 }
 
 #[test]
-fn who_comes_beyond_the_limit_waits_and_is_served_when_there_is_room() {
+fn connection_beyond_limit_waits_until_there_is_room() {
     let mut world = World::new(Config::default(), 10);
     world.door.queue(15);
     world.knock();
@@ -145,7 +145,7 @@ fn every_want_of_the_kernel_pauses_and_passes() {
 }
 
 #[test]
-fn a_peer_that_is_gone_already_and_a_signal_do_not_stop_accepting() {
+fn vanished_peer_and_signal_do_not_stop_accepting() {
     for error in [Errno::CONNABORTED, Errno::INTR] {
         let mut world = World::new(Config::default(), 10_000);
         world.door.0.borrow_mut().errors.extend([error, error]);
@@ -157,7 +157,7 @@ fn a_peer_that_is_gone_already_and_a_signal_do_not_stop_accepting() {
 }
 
 #[test]
-fn a_new_episode_begins_after_the_backlog_was_found_empty() {
+fn new_episode_begins_after_backlog_was_empty() {
     let mut world = World::new(Config::default(), 1);
     for episode in 1..=3 {
         world.door.queue(2);
@@ -172,7 +172,7 @@ fn a_new_episode_begins_after_the_backlog_was_found_empty() {
 }
 
 #[test]
-fn the_accept_limit_ends_listening_and_then_the_service() {
+fn accept_limit_ends_listening_and_then_the_service() {
     let mut world = World::new(Config { accept_limit: Some(2), ..Config::default() }, 10);
     world.door.queue(3);
     world.knock();
@@ -204,7 +204,7 @@ fn one_listener_does_not_take_every_place() {
 }
 
 #[test]
-fn a_stop_sends_what_was_received_and_aborts_at_the_deadline() {
+fn stop_sends_what_came_and_aborts_at_deadline() {
     let mut world = World::new(Config { drain_timeout: Duration::from_secs(1), ..Config::default() }, 10);
     world.door.queue(2);
     world.knock();
@@ -225,7 +225,7 @@ fn a_stop_sends_what_was_received_and_aborts_at_the_deadline() {
 }
 
 #[test]
-fn delayed_stop_accepts_and_serves_until_its_delay_passes() {
+fn delayed_stop_serves_until_its_delay_passes() {
     let seconds = Duration::from_secs;
     let config = Config { stop_delay: seconds(3), drain_timeout: seconds(1), ..Config::default() };
     let mut world = World::new(config, 10);
@@ -300,7 +300,7 @@ fn a_stop_serves_the_backlog_of_lingering_peers() {
 }
 
 #[test]
-fn what_a_stop_cannot_send_is_told_by_a_reset() {
+fn bytes_unsent_at_stop_are_told_by_reset() {
     let mut world = World::new(Config::default(), 10);
     world.door.queue(1);
     world.knock();
@@ -314,7 +314,7 @@ fn what_a_stop_cannot_send_is_told_by_a_reset() {
 }
 
 #[test]
-fn a_terminator_closes_after_its_echo_and_a_limit_after_its_messages() {
+fn terminator_and_limit_close_after_their_echo() {
     for (config, received, echoed) in [
         (Config { terminator: Some("bye".to_owned()), ..Config::default() }, "hi\nbye\nmore", "hi\nbye\n"),
         (Config { message_limit: Some(1), ..Config::default() }, "one\ntwo\n", "one\n"),
@@ -333,7 +333,7 @@ fn a_terminator_closes_after_its_echo_and_a_limit_after_its_messages() {
 }
 
 #[test]
-fn echoing_allocates_nothing_with_or_without_messages_to_look_for() {
+fn echoing_allocates_nothing_with_or_without_messages() {
     for config in [
         Config::default(),
         Config {
@@ -379,7 +379,7 @@ fn behind_a_proxy() -> World {
 }
 
 #[test]
-fn nothing_of_a_header_is_echoed_however_it_comes_and_everything_after_it_is() {
+fn header_is_never_echoed_and_rest_always() {
     let mut world = behind_a_proxy();
     assert_eq!(world.send(0, b"PROXY TCP4 198.51.100.7 192.0.2.1 4711 7\r\nhello"), (b"hello".to_vec(), false));
     for byte in b"PROXY TCP4 198.51.100.8 192.0.2.1 4711 7\r" {
@@ -395,7 +395,7 @@ fn nothing_of_a_header_is_echoed_however_it_comes_and_everything_after_it_is() {
 }
 
 #[test]
-fn whom_a_proxy_speaks_for_counts_until_the_connection_is_gone() {
+fn proxied_client_counts_until_its_connection_closes() {
     let header = b"PROXY TCP4 198.51.100.7 192.0.2.1 4711 7\r\n";
     let mut world = behind_a_proxy();
     assert_eq!(world.send(0, header), (vec![], false));
@@ -407,7 +407,7 @@ fn whom_a_proxy_speaks_for_counts_until_the_connection_is_gone() {
 }
 
 #[test]
-fn a_header_is_waited_for_five_seconds_and_no_longer() {
+fn header_is_awaited_for_five_seconds_at_most() {
     let mut world = behind_a_proxy();
     world.send(0, b"PROXY UNKNOWN\r\n");
     world.send(1, b"PROXY UN");
@@ -428,7 +428,7 @@ fn a_header_is_waited_for_five_seconds_and_no_longer() {
 }
 
 #[test]
-fn who_sends_no_header_uses_up_no_accept_limit() {
+fn client_without_header_uses_no_accept_limit() {
     let access = AccessOptions {
         proxy_protocol: true,
         deny: vec!["203.0.113.0/24".parse().unwrap()],
@@ -459,7 +459,7 @@ fn who_sends_no_header_uses_up_no_accept_limit() {
 }
 
 #[test]
-fn who_is_turned_away_at_the_door_is_no_connection() {
+fn refused_peer_is_no_connection() {
     let access = AccessOptions { accept_rate: NonZeroU32::new(3), ..AccessOptions::default() };
     let mut world = World::new(Config { access, accept_limit: Some(4), ..Config::default() }, 100);
     world.door.queue(10);
@@ -474,7 +474,7 @@ fn who_is_turned_away_at_the_door_is_no_connection() {
 }
 
 #[test]
-fn a_place_freed_after_accepting_is_taken_without_an_event() {
+fn slot_freed_after_accepting_is_taken_without_event() {
     let access = AccessOptions { proxy_protocol: true, ..AccessOptions::default() };
     let mut world = World::new(Config { access, ..Config::default() }, 1);
     world.door.queue(2);
@@ -519,7 +519,7 @@ impl StatusSource for Nothing {
 }
 
 #[test]
-fn silent_http_clients_give_way_to_one_that_asks() {
+fn silent_http_clients_give_way_to_asking_one() {
     let door = ScriptedListener::default();
     let mut admin = Admin::<Scripted>::new(admin::MAX_CONNECTIONS);
     admin.reactor.listen(|_| Ok(door.clone())).unwrap();
@@ -545,7 +545,7 @@ fn silent_http_clients_give_way_to_one_that_asks() {
 }
 
 #[test]
-fn a_client_without_a_header_does_not_use_up_once() {
+fn client_without_header_does_not_use_up_once() {
     let access = AccessOptions { proxy_protocol: true, ..AccessOptions::default() };
     let mut world = World::new(Config { access, once: true, ..Config::default() }, 10);
     world.door.queue(2);

@@ -493,7 +493,7 @@ fn stuck(server: &Server) -> (std::net::TcpStream, usize, Vec<u8>) {
 
 #[test]
 #[ignore = "needs Chromium and axe-core"]
-fn the_live_page_shows_what_happens_in_the_loop() {
+fn live_page_shows_what_happens_in_the_loop() {
     let flags = ["--http", "0", "--send-buffer", "4KiB", "--deny", "127.0.0.2"];
     let mut server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0"], &flags);
     let origin = format!("http://{}/", server.inside());

@@ -186,7 +186,7 @@ proptest! {
     }
 
     #[test]
-    fn an_early_end_is_an_error_whenever_it_comes(
+    fn early_end_is_an_error_whenever_it_comes(
         lines in 1usize..5, echoed in 0usize..20, before in any::<bool>(), reset in any::<bool>(), no_newline in any::<bool>(),
     ) {
         let mut world = World::new(|config| config.no_newline = no_newline);
@@ -235,7 +235,7 @@ fn output_that_nobody_reads_holds_the_peer_up() {
 }
 
 #[test]
-fn an_end_that_was_told_while_output_waited_is_seen() {
+fn end_reported_while_output_waits_is_seen() {
     let mut world = World::new(|_| ());
     let token = world.client.token;
     world.wire.arrive(&[7; 5 << 20]);
@@ -274,7 +274,7 @@ fn input_behind_an_echoed_terminator_is_not_missing() {
 }
 
 #[test]
-fn an_input_that_never_speaks_is_not_waited_for_long() {
+fn silent_input_is_not_waited_for_long() {
     let mut world = World::new(|_| ());
     world.wire.end();
     let began = world.now;
@@ -293,7 +293,7 @@ fn a_timeout_means_nothing_after_the_end() {
 }
 
 #[test]
-fn a_reply_is_late_only_while_one_is_due() {
+fn reply_is_late_only_while_one_is_due() {
     let mut world = World::new(|config| config.timeout = Some(Duration::from_secs(5)));
     world.run(&[]);
     world.now += Duration::from_secs(1000);
@@ -307,7 +307,7 @@ fn a_reply_is_late_only_while_one_is_due() {
 }
 
 #[test]
-fn an_expected_text_ends_it_and_its_absence_too() {
+fn expected_text_or_its_absence_ends_the_client() {
     let mut world = World::new(|config| config.expect = Some("lo w".to_owned()));
     world.wire.arrive(b"hello");
     world.run(&[readable(world.client.token)]);

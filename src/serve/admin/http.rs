@@ -242,7 +242,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn head_is_answered_without_content_and_options_with_methods() {
+    fn head_has_no_content_and_options_lists_methods() {
         let answer = |request: &Request| {
             String::from_utf8(Answer::text("200 OK", "the content".to_owned()).encode(request, true)).unwrap()
         };
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_given_time_for_each_request_and_not_for_a_byte() {
+    fn http_deadline_is_per_request_not_per_byte() {
         let second = Duration::from_secs(1);
         let [less, more] = [REQUEST_TIMEOUT - second, REQUEST_TIMEOUT + second];
         let mut world = World::new(1 << 20);
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_connections_give_way_and_busy_ones_do_not() {
+    fn idle_connections_give_way_busy_ones_stay() {
         let second = Duration::from_secs(1);
         for (asked, gives_way) in [("", true), ("GET / HTTP", false), ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", true)] {
             let mut world = World::new(1 << 20);
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_too_early_or_after_the_end_is_not_answered() {
+    fn early_or_late_request_is_not_answered() {
         let mut world = World::new(1 << 20);
         world.wire.arrive(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\nGET /2 HTTP/1.1\r\nHost: x\r\n\r\n");
         world.turn();
@@ -379,7 +379,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn however_a_request_comes_and_an_answer_is_taken_it_is_the_same(
+        fn answer_is_same_however_request_is_cut(
             cuts in prop::collection::vec(1usize..30, 1..20),
             takes in 1usize..500,
         ) {

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_host_and_over_loopback_one_of_ours() {
+    fn one_host_is_required_and_ours_over_loopback() {
         let own = ["echo.example", "192.0.2.7"].map(str::to_owned);
         let ask = |head: &str| super::parse(format!("{head}\r\n\r\n").as_bytes(), |host| is_local(host, &own));
         for host in [
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn open_metrics_is_for_those_who_ask_for_it() {
+    fn open_metrics_is_sent_only_when_asked() {
         let prefers = |accept: &str| prefers_open_metrics(accept.split(','));
         // As Prometheus asks, 2.x and 3.x.
         assert!(prefers(

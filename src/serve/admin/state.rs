@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_shows_a_connection_or_the_most_telling_of_several() {
+    fn cell_shows_most_telling_of_its_connections() {
         let activity = [
             Some(Activity::Idle),
             None,
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_at_a_million_connections_takes_bounded_time() {
+    fn look_at_million_connections_takes_bounded_time() {
         let looks = std::cell::Cell::new(0);
         let (text, _) = cells(1_000_000, |_| {
             looks.set(looks.get() + 1);
