@@ -71,6 +71,8 @@ mod count;
 #[cfg(feature = "cli")]
 pub mod escape;
 #[cfg(feature = "cli")]
+pub mod files;
+#[cfg(feature = "cli")]
 pub mod hex;
 #[cfg(feature = "cli")]
 pub mod limits;
