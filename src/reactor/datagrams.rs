@@ -104,6 +104,16 @@ pub trait DatagramProtocol<D: DatagramSocket>: Sized {
     /// send again.
     fn turn_ended(&mut self, _outlet: &mut Outlet<'_, D>) {}
 
+    /// When it has a datagram to send that it has held back.
+    fn next_due(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Takes a datagram out that it has held back and that is due, with the socket that it is to leave by.
+    fn take_due(&mut self, _now: Instant) -> Option<(Token, Vec<u8>, Envelope)> {
+        None
+    }
+
     /// A receive failed, perhaps for what was sent earlier.
     fn failed(&mut self, _outlet: &mut Outlet<'_, D>, _error: io::Error) {}
 }
@@ -419,15 +429,17 @@ impl<D: DatagramSocket, P: DatagramProtocol<D>> Source for Datagrams<D, P> {
             self.serve(self.ready[at] as usize);
         }
         self.ready.drain(..ready);
+        while let Some((token, bytes, envelope)) = self.protocol.take_due(now) {
+            self.with(token, |_, outlet| outlet.send(&bytes, &envelope));
+        }
     }
 
     fn sleep(&self, now: Instant) -> Option<Duration> {
         if !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
-        shortest(self.paused.iter().map(|&key| {
-            let until = self.ports.get(key as usize)?.pause.until()?;
-            Some(until.saturating_duration_since(now))
-        }))
+        let until = |then: Instant| then.saturating_duration_since(now);
+        let pauses = self.paused.iter().map(|&key| Some(until(self.ports.get(key as usize)?.pause.until()?)));
+        shortest(pauses.chain([self.protocol.next_due().map(until)]))
     }
 }

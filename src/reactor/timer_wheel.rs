@@ -106,11 +106,11 @@ impl TimerWheel {
         Some((self.next + ahead as u64 + 1) * self.width)
     }
 
-    /// The slot for a deadline; the farthest one if it lies beyond.
+    /// The slot for a deadline: the one at whose end it has just passed. The farthest one if it lies beyond.
     fn slot(&self, due: Millis) -> u64 {
         // One short of a revolution, so that the slot being emptied is never the one being filled.
         let farthest = self.next + self.slots.len() as u64 - 2;
-        (due / self.width).clamp(self.next, farthest)
+        (due.saturating_sub(1) / self.width).clamp(self.next, farthest)
     }
 
     fn position(&self, slot: u64) -> usize {

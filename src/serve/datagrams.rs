@@ -3,7 +3,10 @@
 //! What an answer must not do is start a conversation between two services that answer everything; that, and access
 //! control, is the [`DatagramGate`]'s business.
 
+use std::time::Instant;
+
 use log::{debug, trace};
+use mio::Token;
 
 use super::access::{DatagramGate, Question};
 use super::echo::{SharedPrinter, print_datagram};
@@ -40,15 +43,22 @@ impl<D: DatagramSocket> DatagramProtocol<D> for DatagramEcho {
             Sent::Failed(error) => debug!("datagram from {from} not answered: {error}"),
         }
     }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.faults.as_ref()?.next_due()
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<(Token, Vec<u8>, Envelope)> {
+        self.faults.as_mut()?.take_due(now)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::ErrorKind;
     use std::num::NonZeroU32;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
-    use mio::Token;
     use rustix::io::Errno;
 
     use super::super::access::{AccessOptions, Refusal};

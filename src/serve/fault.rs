@@ -3,13 +3,16 @@
 //! Clients, proxies and health checks meet services that are slow or wrong, and are tested with one that can be made so.
 //! [`Faulty`] is a protocol around the [`Echo`], which stays what it is: what has been received is altered, delayed or cut
 //! in pieces before the echo sees it, and where the echo would end a connection that may be done otherwise. Time comes
-//! from the reactor's timer wheel, so it is exact to a millisecond. While bytes are held back nothing more is read from
-//! that connection, so what it takes is bounded by one read, and TCP pushes back.
+//! from the reactor's timer wheel: nothing is early, and late by at most two milliseconds, one for the wheel's slots and one
+//! for what a poll can sleep. While bytes are held back nothing more is read from that connection, so what it takes is
+//! bounded by one read, and TCP pushes back. Datagrams that are held back wait in a queue that is bounded.
 //!
 //! Which connections misbehave and how is decided by a seed and the connection's number: the same seed, the same faults,
 //! however fast they come.
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
@@ -17,7 +20,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use log::debug;
+use log::{debug, trace};
 use mio::Token;
 
 use super::echo::{Echo, Session, StreamService};
@@ -31,17 +34,21 @@ const CHUNK_PAUSE: Duration = Duration::from_millis(1);
 /// A bandwidth is kept by pieces of what may leave in such a time.
 const BANDWIDTH_PIECES_PER_SECOND: u64 = 100;
 
+/// Bytes of datagrams that are held back at most, and how many: further ones are lost.
+const MAX_HELD_BYTES: usize = 4 * 1024 * 1024;
+const MAX_HELD: usize = 16 * 1024;
+
 /// Misbehaviour, and who answered.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct FaultOptions {
     /// Misbehave, to test clients. May be given several times. Applies to all connections, or to a share of them
-    /// (@10%): delay=5ms, delay=5ms..50ms, delay=exp:20ms (before each read is echoed); chunk=1..100, chunk=1..100/5ms
-    /// (echo in pieces, with a pause of 1ms or the one given); bandwidth=1MiB (per second, for each connection);
-    /// stall-after=64KiB, reset-after=64KiB, close-after=64KiB (when so many bytes have been echoed);
-    /// half-close=ignore, half-close=reset (when the peer has closed its side); drop=0.01, corrupt=0.01,
-    /// duplicate=0.01, swap=0.01 (this fraction of the datagrams, or of the reads of a stream); translate=crlf, telnet,
-    /// utf8, nul (as text files, terminals and C strings do); banner=TEXT; accept-delay=100ms (between two accepts);
-    /// no-accept; freeze=1s/10s (the whole loop, for 1s in every 10s)
+    /// (@10%): delay=5ms, delay=5ms..50ms, delay=exp:20ms (before each read, or datagram, is echoed); chunk=1..100,
+    /// chunk=1..100/5ms (echo in pieces, with a pause of 1ms or the one given); bandwidth=1MiB (per second, for each
+    /// connection, or for all datagrams together); stall-after=64KiB, reset-after=64KiB, close-after=64KiB (when so many
+    /// bytes have been echoed); half-close=ignore, half-close=reset (when the peer has closed its side); drop=0.01,
+    /// corrupt=0.01, duplicate=0.01, swap=0.01 (this fraction of the datagrams, or of the reads of a stream);
+    /// translate=crlf, telnet, utf8, nul (as text files, terminals and C strings do); banner=TEXT; accept-delay=100ms
+    /// (between two accepts); no-accept; freeze=1s/10s (the whole loop, for 1s in every 10s)
     #[arg(help_heading = "To test clients with", long, value_name = "SPEC[@SHARE]")]
     pub fault: Vec<Fault>,
 
@@ -60,6 +67,11 @@ impl FaultOptions {
     /// Whether there is anything that a plain echo does not do.
     pub fn is_some(&self) -> bool {
         !self.fault.is_empty() || self.greeting.is_some()
+    }
+
+    /// Those that do nothing where only datagrams are served.
+    pub(super) fn about_streams_alone(&self) -> impl Iterator<Item = &Fault> {
+        self.fault.iter().filter(|fault| !fault.kind.is_for_datagrams() && !matches!(fault.kind, Kind::Freeze { .. }))
     }
 
     /// How many connections may be accepted, and when.
@@ -86,8 +98,7 @@ impl FaultOptions {
     /// The datagrams' part of it, if there is one.
     pub(super) fn datagrams(&self, counters: &SharedCounters) -> Option<Box<DatagramFaults>> {
         let faults: Vec<_> = self.fault.iter().filter(|fault| fault.kind.is_for_datagrams()).cloned().collect();
-        let rng = Rng::with_seed(self.fault_seed);
-        (!faults.is_empty()).then(|| Box::new(DatagramFaults { faults, rng, counters: counters.clone(), held: None }))
+        (!faults.is_empty()).then(|| Box::new(DatagramFaults::new(faults, self.fault_seed, counters.clone())))
     }
 }
 
@@ -132,6 +143,15 @@ enum Delay {
     Exponential(Duration),
 }
 
+impl Delay {
+    fn draw(self, rng: &mut Rng) -> Duration {
+        match self {
+            Delay::Between(shortest, longest) => shortest + (longest - shortest).mul_f64(rng.f64()),
+            Delay::Exponential(mean) => mean.mul_f64(-(1.0 - rng.f64()).ln()),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
     Stall,
@@ -155,7 +175,16 @@ enum Translate {
 
 impl Kind {
     fn is_for_datagrams(&self) -> bool {
-        matches!(self, Kind::Drop(_) | Kind::Corrupt(_) | Kind::Duplicate(_) | Kind::Swap(_) | Kind::Translate(_))
+        matches!(
+            self,
+            Kind::Delay(_)
+                | Kind::Bandwidth(_)
+                | Kind::Drop(_)
+                | Kind::Corrupt(_)
+                | Kind::Duplicate(_)
+                | Kind::Swap(_)
+                | Kind::Translate(_)
+        )
     }
 }
 
@@ -391,10 +420,14 @@ crate::counters! {
     pub struct FaultCounters {
         /// Connections that were to misbehave
         connections: Total = "faulty connections",
-        /// Reads that were echoed later
+        /// Reads or datagrams that were echoed later
         delayed: Total = "delayed",
         /// Pieces that echoes were cut into, for a chunk size or a bandwidth
         pieces: Total = "pieces",
+        /// Accepts that were put off
+        accepts: Total = "accepts put off",
+        /// Datagrams that found no room among those that are held back
+        no_room: Total = "held back without room",
         /// Connections that stalled
         stalled: Total = "stalled",
         /// Connections that were reset
@@ -484,21 +517,32 @@ impl Alter {
     }
 
     /// What becomes of the bytes, but for how often and in which order they are sent; `None`: they are dropped.
-    fn bytes(&self, rng: &mut Rng, counters: &mut FaultCounters, bytes: &[u8]) -> Option<Vec<u8>> {
+    fn bytes(
+        &self,
+        rng: &mut Rng,
+        counters: &mut FaultCounters,
+        whom: &dyn fmt::Display,
+        bytes: &[u8],
+    ) -> Option<Vec<u8>> {
         if rng.f64() < self.drop {
             counters.dropped += 1;
+            debug!("fault: {whom}: dropped {} bytes", bytes.len());
             return None;
         }
         let mut bytes = bytes.to_vec();
         if let Some(how) = self.translate {
             let translated = how.translate(&bytes);
-            counters.translated += u64::from(translated != bytes);
+            if translated != bytes {
+                counters.translated += 1;
+                debug!("fault: {whom}: {how:?} made {} bytes of {}", translated.len(), bytes.len());
+            }
             bytes = translated;
         }
         if !bytes.is_empty() && rng.f64() < self.corrupt {
             counters.corrupted += 1;
             let at = rng.usize(..bytes.len());
             bytes[at] ^= 1 << rng.u32(..8);
+            debug!("fault: {whom}: corrupted byte {at} of {}", bytes.len());
         }
         Some(bytes)
     }
@@ -537,12 +581,12 @@ impl Faulty {
         // The same for the same number, whatever other connections do.
         let mut rng = Rng::with_seed(self.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.count);
         let mut plan = Plan::default();
-        let mut any = false;
+        let mut chosen = Vec::new();
         for fault in &self.faults {
             if rng.f64() >= fault.share {
                 continue;
             }
-            any = true;
+            chosen.push(fault.text.as_str());
             match &fault.kind {
                 Kind::Delay(delay) => plan.delay = Some(*delay),
                 Kind::Chunk { sizes, pause } => plan.chunk = Some((sizes.clone(), *pause)),
@@ -556,10 +600,12 @@ impl Faulty {
             }
         }
         plan.rng = rng;
-        any.then(|| {
-            self.counters.borrow_mut().connections += 1;
-            Box::new(plan)
-        })
+        if chosen.is_empty() {
+            return None;
+        }
+        debug!("fault: connection {} is to misbehave: {}", self.count, chosen.join(", "));
+        self.counters.borrow_mut().connections += 1;
+        Some(Box::new(plan))
     }
 
     /// Echoes what is due of what is held, and says when the next piece is.
@@ -587,7 +633,10 @@ impl Faulty {
             Protocol::<S>::received(&mut self.echo, transport, &mut state.echo, piece);
             plan.at += size;
             plan.due = Some(due + pause);
-            self.counters.borrow_mut().pieces += u64::from(size < rest);
+            if size < rest {
+                self.counters.borrow_mut().pieces += 1;
+                trace!("fault: token {}: {size} bytes of {rest}", transport.token().0);
+            }
         }
     }
 }
@@ -623,7 +672,7 @@ impl Plan {
         let Some((_, then)) = self.limit.take() else { return };
         self.forget();
         self.due = None;
-        debug!("token {}: fault: {then:?}", transport.token().0);
+        debug!("fault: token {}: {then:?}", transport.token().0);
         let mut counters = counters.borrow_mut();
         match then {
             Then::Stall => {
@@ -642,26 +691,19 @@ impl Plan {
         }
     }
 
-    fn draw_delay(&mut self) -> Option<Duration> {
-        Some(match self.delay? {
-            Delay::Between(shortest, longest) => shortest + (longest - shortest).mul_f64(self.rng.f64()),
-            Delay::Exponential(mean) => mean.mul_f64(-(1.0 - self.rng.f64()).ln()),
-        })
-    }
-
     /// Takes in what a read brought.
     fn take(&mut self, token: Token, now: Instant, counters: &mut FaultCounters, bytes: &[u8]) {
-        let Some(mut bytes) = self.alter.bytes(&mut self.rng, counters, bytes) else {
-            debug!("token {}: fault: dropped a read", token.0);
-            return;
-        };
+        let whom = format_args!("token {}", token.0);
+        let Some(mut bytes) = self.alter.bytes(&mut self.rng, counters, &whom, bytes) else { return };
         if bytes.len() > 1 && self.rng.f64() < self.alter.swap {
             counters.swapped += 1;
+            debug!("fault: {whom}: swapped the halves of {} bytes", bytes.len());
             let middle = bytes.len() / 2;
             bytes.rotate_left(middle);
         }
         if self.rng.f64() < self.alter.duplicate {
             counters.duplicated += 1;
+            debug!("fault: {whom}: {} bytes twice", bytes.len());
             bytes = bytes.repeat(2);
         }
         if self.held.is_empty() {
@@ -671,9 +713,9 @@ impl Plan {
         }
         let earliest = self.due.filter(|due| *due > now).unwrap_or(now);
         self.due = Some(earliest);
-        if let Some(delay) = self.draw_delay() {
+        if let Some(delay) = self.delay.map(|delay| delay.draw(&mut self.rng)) {
             counters.delayed += 1;
-            debug!("token {}: fault: delayed by {delay:?}", token.0);
+            debug!("fault: {whom}: delayed by {delay:?}");
             self.due = Some(earliest.max(now + delay));
         }
     }
@@ -693,6 +735,7 @@ impl<S: Stream> Protocol<S> for Faulty {
         let Some(plan) = &mut state.plan else { return };
         if !plan.banner.is_empty() {
             self.counters.borrow_mut().banners += 1;
+            debug!("fault: token {}: a banner of {} bytes", transport.token().0, plan.banner.len());
             transport.write(&plan.banner);
         }
         self.release(transport, state); // it may be that nothing at all is to be echoed
@@ -717,11 +760,11 @@ impl<S: Stream> Protocol<S> for Faulty {
     fn eof(&mut self, transport: &mut Transport<'_, S>, state: &mut Victim) {
         match state.plan.as_ref().and_then(|plan| plan.half_close) {
             Some(HalfClose::Ignore) => {
-                debug!("token {}: fault: the peer's end is ignored", transport.token().0);
+                debug!("fault: token {}: the peer's end is ignored", transport.token().0);
                 self.counters.borrow_mut().ignored_ends += 1;
             }
             Some(HalfClose::Reset) => {
-                debug!("token {}: fault: the peer's end is answered with a reset", transport.token().0);
+                debug!("fault: token {}: the peer's end is answered with a reset", transport.token().0);
                 self.counters.borrow_mut().reset += 1;
                 transport.abort();
             }
@@ -763,42 +806,155 @@ pub(super) struct DatagramFaults {
     rng: Rng,
     counters: SharedCounters,
     /// One that is sent behind the next.
-    held: Option<(Vec<u8>, Envelope)>,
+    swapped: Option<(Vec<u8>, Envelope)>,
+    /// Those that are sent later.
+    held: BinaryHeap<Reverse<Held>>,
+    held_bytes: usize,
+    /// How many were held back so far: those that are due together leave in their order.
+    count: u64,
+    /// When all that were sent before have left, at the bandwidth that there is.
+    free_at: Option<Instant>,
+}
+
+/// A datagram that is held back.
+struct Held {
+    due: Instant,
+    number: u64,
+    token: Token,
+    bytes: Vec<u8>,
+    envelope: Envelope,
+}
+
+impl Held {
+    fn key(&self) -> (Instant, u64) {
+        (self.due, self.number)
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Held {}
+
+impl PartialOrd for Held {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Held {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key().cmp(&other.key())
+    }
 }
 
 impl DatagramFaults {
+    fn new(faults: Vec<Fault>, seed: u64, counters: SharedCounters) -> Self {
+        DatagramFaults {
+            faults,
+            rng: Rng::with_seed(seed),
+            counters,
+            swapped: None,
+            held: BinaryHeap::new(),
+            held_bytes: 0,
+            count: 0,
+            free_at: None,
+        }
+    }
+
     /// Answers a datagram, or not, or otherwise.
     pub fn answer<D: DatagramSocket>(&mut self, outlet: &mut Outlet<'_, D>, bytes: &[u8], envelope: &Envelope) -> Sent {
         let mut alter = Alter::default();
+        let (mut delay, mut bandwidth) = (None, None);
         for fault in &self.faults {
             if self.rng.f64() < fault.share {
-                alter.add(&fault.kind);
+                match fault.kind {
+                    Kind::Delay(how) => delay = Some(how),
+                    Kind::Bandwidth(rate) => bandwidth = Some(rate),
+                    ref other => alter.add(other),
+                }
             }
         }
-        let altered = alter.bytes(&mut self.rng, &mut self.counters.borrow_mut(), bytes);
+        let whom = format_args!("datagram from {}", envelope.from);
+        let altered = alter.bytes(&mut self.rng, &mut self.counters.borrow_mut(), &whom, bytes);
         let Some(bytes) = altered else { return Sent::Taken };
-        if self.held.is_none() && self.rng.f64() < alter.swap {
-            self.counters.borrow_mut().swapped += 1;
-            self.held = Some((bytes, *envelope));
-            return Sent::Taken;
-        }
+        let mut batch = vec![(bytes, *envelope)];
         if self.rng.f64() < alter.duplicate {
             self.counters.borrow_mut().duplicated += 1;
-            outlet.send(&bytes, envelope);
+            debug!("fault: {whom}: sent twice");
+            batch.push(batch[0].clone());
         }
-        let sent = outlet.send(&bytes, envelope);
-        if let Some((bytes, envelope)) = self.held.take() {
-            outlet.send(&bytes, &envelope);
+        match self.swapped.take() {
+            Some(earlier) => batch.push(earlier),
+            None if self.rng.f64() < alter.swap => {
+                self.counters.borrow_mut().swapped += 1;
+                debug!("fault: {whom}: sent behind the next");
+                self.swapped = batch.pop();
+            }
+            None => {}
+        }
+        let delay = delay.map(|delay| delay.draw(&mut self.rng));
+        if let Some(delay) = delay {
+            self.counters.borrow_mut().delayed += batch.len() as u64;
+            debug!("fault: {whom}: delayed by {delay:?}");
+        }
+        let mut sent = Sent::Taken;
+        for (bytes, envelope) in batch {
+            match self.due(outlet.now(), delay, bandwidth, bytes.len()) {
+                Some(due) => self.hold(due, outlet.token(), bytes, envelope),
+                None => sent = outlet.send(&bytes, &envelope),
+            }
         }
         sent
+    }
+
+    /// When so many bytes are to leave, if not now.
+    fn due(&mut self, now: Instant, delay: Option<Duration>, bandwidth: Option<u64>, size: usize) -> Option<Instant> {
+        let mut due = now + delay.unwrap_or_default();
+        if let Some(rate) = bandwidth {
+            due = due.max(self.free_at.unwrap_or(now));
+            self.free_at = Some(due + Duration::from_secs_f64(size as f64 / rate as f64));
+        }
+        (due > now).then_some(due)
+    }
+
+    fn hold(&mut self, due: Instant, token: Token, bytes: Vec<u8>, envelope: Envelope) {
+        if self.held.len() == MAX_HELD || self.held_bytes + bytes.len() > MAX_HELD_BYTES {
+            self.counters.borrow_mut().no_room += 1;
+            debug!("fault: datagram from {}: lost, for {} are held back", envelope.from, self.held.len());
+            return;
+        }
+        self.held_bytes += bytes.len();
+        self.count += 1;
+        self.held.push(Reverse(Held { due, number: self.count, token, bytes, envelope }));
+    }
+
+    /// When the next of those is due that are held back.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.held.peek().map(|Reverse(held)| held.due)
+    }
+
+    /// Takes one out that is due, with the socket that it is to leave by.
+    pub fn take_due(&mut self, now: Instant) -> Option<(Token, Vec<u8>, Envelope)> {
+        self.next_due().filter(|due| *due <= now)?;
+        let Reverse(Held { token, bytes, envelope, .. }) = self.held.pop()?;
+        self.held_bytes -= bytes.len();
+        Some((token, bytes, envelope))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use super::super::access::{AccessOptions, DatagramGate};
+    use super::super::datagrams::DatagramEcho;
     use super::*;
-    use crate::reactor::scripted::{Scripted, Wire, read_closed, readable};
-    use crate::reactor::{Reactor, Settings, Source};
+    use crate::reactor::scripted::{Scripted, ScriptedPort, Wire, read_closed, readable};
+    use crate::reactor::{Datagrams, Reactor, Settings, Source};
 
     struct World {
         reactor: Reactor<Scripted, Faulty>,
@@ -859,7 +1015,8 @@ mod tests {
         assert_eq!((peer.1.written(), peer.1.0.borrow().read.len()), (vec![], 3), "the second waits in the kernel");
         world.pass(49);
         assert_eq!(peer.1.written(), b"");
-        world.pass(5);
+        // The reactor's milliseconds began a little before the world's.
+        world.pass(2);
         assert_eq!(peer.1.written(), b"one");
         world.run();
         assert_eq!(peer.1.written(), b"onetwo");
@@ -961,6 +1118,59 @@ mod tests {
         world.reactor.turn_with(world.now, [read_closed(peer.0)]);
         assert_eq!(peer.1.written(), b"late");
         assert!(peer.1.dropped());
+    }
+
+    /// What a server for datagrams with these faults sends, and when, in milliseconds: five datagrams come at once.
+    fn datagrams(specs: &[&str], seed: u64) -> (Vec<(u64, Vec<u8>)>, FaultCounters) {
+        let fault = specs.iter().map(|spec| spec.parse().unwrap()).collect();
+        let options = FaultOptions { fault, fault_seed: seed, greeting: None };
+        let counters = SharedCounters::default();
+        let faults = options.datagrams(&counters);
+        let gate = DatagramGate::new(&AccessOptions::default());
+        let mut datagrams = Datagrams::new(DatagramEcho { gate, printer: None, faults }, 0);
+        let port = ScriptedPort::default();
+        let token = datagrams.add(|_| Ok(port.clone())).unwrap();
+        for number in 0..5 {
+            port.arrive(&[(&[number; 1000], 5000)]);
+        }
+        let began = Instant::now();
+        let (mut now, mut sent) = (began, Vec::new());
+        datagrams.turn_with(now, [readable(token)]);
+        for _ in 0..1000 {
+            for (bytes, _) in port.sent().split_off(sent.len()) {
+                sent.push(((now - began).as_millis() as u64, bytes));
+            }
+            let Some(sleep) = datagrams.sleep(now) else {
+                let counters = *counters.borrow();
+                return (sent, counters);
+            };
+            now += sleep;
+            datagrams.turn(now);
+        }
+        panic!("it never rests");
+    }
+
+    #[test]
+    fn datagrams_are_delayed_and_limited_in_bandwidth() {
+        let times = |specs: &[&str]| datagrams(specs, 1).0.iter().map(|(at, _)| *at).collect::<Vec<_>>();
+        assert_eq!(times(&["delay=50ms"]), [50; 5]);
+        assert_eq!(times(&["bandwidth=10000"]), [0, 100, 200, 300, 400]);
+        assert_eq!(times(&["delay=50ms", "bandwidth=100000"]), [50, 60, 70, 80, 90]);
+        let (sent, counters) = datagrams(&["delay=1ms..1s@50%", "duplicate@50%"], 3);
+        assert_eq!(sent.len() as u64, 5 + counters.duplicated);
+        assert!((1..5).contains(&counters.delayed), "{counters:?}");
+        assert_eq!(sent, datagrams(&["delay=1ms..1s@50%", "duplicate@50%"], 3).0, "the same seed, the same faults");
+    }
+
+    #[test]
+    fn datagrams_held_back_are_bounded() {
+        let mut faults = DatagramFaults::new(vec!["delay=1h".parse().unwrap()], 1, SharedCounters::default());
+        let envelope = Envelope::from(SocketAddr::from(([127, 0, 0, 1], 5000)));
+        for _ in 0..100 {
+            faults.hold(Instant::now(), Token(0), vec![0; 65_507], envelope);
+        }
+        assert!(faults.held_bytes <= MAX_HELD_BYTES && faults.held.len() == 64, "{}", faults.held.len());
+        assert_eq!(faults.counters.borrow().no_room, 36);
     }
 
     #[test]

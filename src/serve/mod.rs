@@ -121,6 +121,11 @@ impl Server<Faulty> {
             let faults: Vec<_> = config.faults.fault.iter().map(ToString::to_string).collect();
             let seed = config.faults.fault_seed;
             warn!("THIS SERVER MISBEHAVES ON REQUEST: --fault {} (seed {seed})", faults.join(" --fault "));
+            if server.endpoints.iter().all(|endpoint| matches!(endpoint, Endpoint::Udp(_))) {
+                for fault in config.faults.about_streams_alone() {
+                    warn!("--fault {fault} has no effect: it is about connections, and datagrams have none");
+                }
+            }
         }
         Ok(server)
     }
@@ -267,6 +272,7 @@ impl<P: StreamService<Socket>> Server<P> {
             if let Some(freezing) = self.freezing.as_mut().filter(|it| now >= it.next) {
                 freezing.next += freezing.every;
                 self.service.count_fault(|counters| counters.freezes += 1);
+                debug!("fault: frozen for {:?}", freezing.length);
                 thread::sleep(freezing.length);
             }
             trace!(

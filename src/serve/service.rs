@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{debug, info, warn};
 
 use super::access::DatagramGate;
 use super::admin::{Admin, Snapshot, StatusSource};
@@ -216,6 +216,8 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
                 let opened = self.streams.counters().opened;
                 if opened > self.next_accept.1 {
                     self.next_accept = (now + pause, opened);
+                    debug!("fault: the next accept is put off by {pause:?}");
+                    self.faults.iter().for_each(|faults| faults.borrow_mut().accepts += 1);
                 }
                 Some(u64::from(now >= self.next_accept.0))
             }
