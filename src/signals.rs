@@ -17,7 +17,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,8 @@ use anyhow::Context;
 use log::{info, warn};
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::unistd::Pid;
 use signal_hook::low_level::{exit, signal_name};
 
 use crate::logging;
@@ -85,6 +86,8 @@ struct Shared {
     request: AtomicU8,
     watched: AtomicBool,
     stops: AtomicUsize,
+    /// A process group that ends with this process; zero: none.
+    group: AtomicI32,
 }
 
 /// What a signal asks for.
@@ -112,6 +115,7 @@ impl StopSignals {
                 request: AtomicU8::new(0),
                 watched: AtomicBool::new(false),
                 stops: AtomicUsize::new(1),
+                group: AtomicI32::new(0),
             });
             let theirs = shared.clone();
             let attend = move || attend(&signals, sender, &theirs);
@@ -130,6 +134,11 @@ impl StopSignals {
     /// things to end, one after the other.
     pub fn allow_stops(&self, stops: usize) {
         self.shared.stops.store(stops, Ordering::Release);
+    }
+
+    /// Says which process group is killed when a signal ends this process at once: what it has started must not stay.
+    pub fn take_along(&self, group: Option<i32>) {
+        self.shared.group.store(group.unwrap_or(0), Ordering::Release);
     }
 
     /// What the signals ask for that came since the last time. Does not wait.
@@ -187,13 +196,25 @@ fn attend(signals: &SigSet, mut sender: UnixStream, shared: &Shared) {
         }
         let Some(request) = judge(&mut last, &mut left, signal, Instant::now()) else { continue };
         if !shared.watched.load(Ordering::Acquire) {
+            shared.kill_group();
             end(signal);
         }
         shared.request.store(encode(request), Ordering::Release);
         wake(&mut sender);
         if let Request::Kill(_) = request {
             thread::sleep(KILL_GRACE);
+            shared.kill_group();
             end(signal);
+        }
+    }
+}
+
+impl Shared {
+    fn kill_group(&self) {
+        let group = self.group.load(Ordering::Acquire);
+        if group > 0 {
+            // What cannot be signalled has ended.
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
         }
     }
 }

@@ -12,7 +12,7 @@ use anyhow::Context;
 use log::debug;
 use mio::Token;
 
-use super::verdict::{Finding, Outcome, Stop, Trouble};
+use super::verdict::{Finding, Limits, Outcome, Stop, Trouble};
 use crate::count::counted;
 use crate::reactor::address::Endpoint;
 use crate::reactor::socket::Socket;
@@ -194,6 +194,10 @@ pub(super) struct Lab {
     pub reactor: Reactor<Socket, Probe>,
     pub datagrams: Datagrams<UdpPort, Catcher>,
     pub endpoint: Endpoint,
+    /// A connection that was opened to choose between addresses, for whoever needs one next.
+    spare: Option<usize>,
+    /// Connections and bytes that are used at most, as was said before.
+    limits: Limits,
     pub patience: Duration,
     pub deadline: Instant,
     /// How many connections at once.
@@ -202,8 +206,12 @@ pub(super) struct Lab {
     pub pid: Option<i32>,
     /// Bytes that the service says first on each connection.
     pub greeting: usize,
+    /// How long a connection, a message and its echo took last.
+    pub round_trip: Duration,
     /// The service answers line by line, so what is sent ends in a newline.
     pub by_line: bool,
+    /// An echo has come, so that one may be expected.
+    pub is_echo: bool,
     /// Nothing comes back at all, so that nothing else can be judged.
     pub silent: bool,
     seed: u64,
@@ -215,38 +223,119 @@ pub(super) struct Lab {
     pub farewell: Duration,
 }
 
+/// The poll, and the signals on it: from here on a signal ends the process, until there is a lab that looks at them.
+///
+/// # Errors
+///
+/// If the system has none of what they need.
+pub(super) fn take_signals() -> anyhow::Result<(Poller, StopSignals)> {
+    let poller = Poller::new(Duration::ZERO).context("cannot make a poll")?;
+    let signals = StopSignals::new(poller.registry())?;
+    Ok((poller, signals))
+}
+
 impl Lab {
-    pub fn new(endpoint: Endpoint, patience: Duration, deadline: Instant) -> anyhow::Result<Self> {
-        let poller = Poller::new(Duration::ZERO).context("cannot make a poll")?;
-        let signals = StopSignals::new(poller.registry())?;
+    pub fn new(
+        (poller, signals): (Poller, StopSignals),
+        endpoint: Endpoint,
+        patience: Duration,
+        deadline: Instant,
+        limits: Limits,
+    ) -> Self {
         signals.watch(true);
-        Ok(Lab {
+        Lab {
             reactor: Reactor::new(Probe::default(), Settings::default()),
             datagrams: Datagrams::new(Catcher::default(), DATAGRAMS),
             poller,
             signals,
             endpoint,
+            spare: None,
+            limits,
             patience,
             deadline,
             many: 100,
             terminator: None,
             pid: None,
             greeting: 0,
+            round_trip: Duration::ZERO,
             by_line: false,
+            is_echo: false,
             silent: false,
             seed: 1,
             ports: Vec::new(),
             posted: Vec::new(),
             farewell: FAREWELL,
-        })
+        }
     }
 
-    /// Runs something that may wait for others, such as printing. A signal ends the process meanwhile.
+    /// Runs something that may wait for others for as long as they like. A signal ends the process meanwhile.
     pub fn outside<T>(&self, act: impl FnOnce() -> T) -> T {
         self.signals.watch(false);
         let outcome = act();
         self.signals.watch(true);
         outcome
+    }
+
+    /// Has a process group killed if a signal ends this process.
+    pub fn take_along(&self, group: Option<i32>) {
+        self.signals.take_along(group);
+    }
+
+    /// Of these addresses takes the first that can be connected to, or that answers a datagram. The connection is kept for the
+    /// first experiment, since a service may accept only one. Returns why there is none, if there is none.
+    pub fn choose(&mut self, endpoints: &[Endpoint]) -> Result<Result<(), String>, Stop> {
+        let mut failures = Vec::new();
+        for endpoint in endpoints {
+            self.endpoint = endpoint.clone();
+            if matches!(endpoint, Endpoint::Udp(_)) {
+                // Of one that does not answer there is something to judge.
+                if endpoints.len() == 1 || self.is_answered()? {
+                    return Ok(Ok(()));
+                }
+                continue;
+            }
+            match self.try_twice(Lab::connect) {
+                Ok(number) => {
+                    self.spare = Some(number);
+                    return Ok(Ok(()));
+                }
+                Err(Trouble::Stop(stop)) => return Err(stop),
+                Err(Trouble::Broken(Finding { got: cause, .. }) | Trouble::Unjudged(cause) | Trouble::Note(cause)) => {
+                    let several = endpoints.len() > 1;
+                    failures.push(if several { format!("{endpoint}: {cause}") } else { cause });
+                }
+            }
+        }
+        self.endpoint = endpoints[0].clone();
+        Ok(if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) })
+    }
+
+    /// What comes of an attempt, or of a second one with twice the patience.
+    fn try_twice<T>(&mut self, attempt: impl Fn(&mut Lab) -> Result<T, Trouble>) -> Result<T, Trouble> {
+        let first = attempt(self);
+        let Err(Trouble::Broken(Finding { timing: true, .. })) = first else { return first };
+        self.clear()?;
+        self.patience *= 2;
+        let second = attempt(self);
+        self.patience /= 2;
+        second
+    }
+
+    fn is_answered(&mut self) -> Result<bool, Stop> {
+        let Ok(port) = self.port(0) else { return Ok(false) };
+        let wait = self.patience / 4;
+        for _ in 0..2 {
+            self.post(port, b"who answers?");
+            if !self.catch(1, wait)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a series of steps that began then has taken long enough: over a slow path a shorter one must do.
+    pub fn is_long(&self, began: Instant) -> bool {
+        began.elapsed() > 2 * self.patience
     }
 
     /// Runs the loop until `done`, or until `within` has passed. Returns whether it is done.
@@ -307,6 +396,9 @@ impl Lab {
 
     /// Begins to open a connection, which is not read at first if `paused`.
     pub fn dial(&mut self, paused: bool) -> Result<usize, Trouble> {
+        if self.reactor.counters().opened >= self.limits.connections {
+            return Err(Trouble::unjudged("the number of connections that was said before is reached"));
+        }
         let number = self.reactor.protocol().lines.len();
         let line = Line { paused, greeting: self.greeting, ..Line::default() };
         self.reactor.protocol_mut().lines.push(line);
@@ -343,12 +435,18 @@ impl Lab {
                 self.line_mut(number).token = Some(token);
                 Ok(number)
             }
-            Err(error) => Err(Finding::new("a connect", &format!("an error: {error}")).timing().into()),
+            Err(error) if is_ours(&error) => {
+                Err(Trouble::Unjudged(format!("this machine has no room for it: {error}")))
+            }
+            Err(error) => Err(Finding::new("a connect", &error.to_string()).timing().into()),
         }
     }
 
     /// Opens a connection, and waits until it is open.
     pub fn connect(&mut self) -> Result<usize, Trouble> {
+        if let Some(number) = self.spare.take().filter(|number| self.line(*number).closed.is_none()) {
+            return Ok(number);
+        }
         let number = self.dial(false)?;
         self.await_open(number)?;
         Ok(number)
@@ -359,7 +457,7 @@ impl Lab {
         let patience = self.patience;
         let open = self.run(patience, |lab| lab.line(number).opened || lab.line(number).closed.is_some())?;
         if let Some(reason) = &self.line(number).closed {
-            return Err(Finding::new("a connect", &format!("no connection: {reason}")).timing().into());
+            return Err(Finding::new("a connect", &reason.clone()).timing().into());
         }
         if !open {
             let got = format!("no connection within {patience:?}");
@@ -406,7 +504,7 @@ impl Lab {
     pub fn flood(&mut self, number: usize, most: usize) -> Result<usize, Trouble> {
         const PIECE: usize = 64 * 1024;
         let mut sent = 0;
-        while sent < most {
+        while sent < most && self.may_send() {
             let piece = self.message(PIECE);
             self.send(number, &piece);
             sent += piece.len();
@@ -420,6 +518,11 @@ impl Lab {
             }
         }
         Ok(sent - self.waiting(number))
+    }
+
+    /// Whether fewer bytes were sent than was said before.
+    pub fn may_send(&self) -> bool {
+        self.reactor.counters().sent_bytes < self.limits.bytes
     }
 
     /// Begins to read, of a connection that was not read.
@@ -447,6 +550,14 @@ impl Lab {
         }
     }
 
+    /// Closes a connection at once, as a program does that ends: nothing that comes is read any more (close(2)).
+    pub fn vanish(&mut self, number: usize) {
+        debug!("#{number} > closed at once");
+        if let Some(token) = self.line(number).token {
+            self.reactor.forget(token);
+        }
+    }
+
     /// Bytes that no other message has: letters and digits alone, which nobody translates.
     pub fn message(&mut self, length: usize) -> Vec<u8> {
         const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -471,7 +582,9 @@ impl Lab {
     /// Waits until all that was sent has come back, and nothing else.
     pub fn await_echo(&mut self, number: usize) -> Outcome {
         self.run_while_moving(|lab| lab.has_echo(number))?;
-        self.verify(number)
+        self.verify(number)?;
+        self.is_echo = true;
+        Ok(())
     }
 
     /// Whether what has come so far is all that was sent, and nothing else.
@@ -549,6 +662,7 @@ impl Lab {
             }
         });
         self.reactor.abort_all();
+        self.spare = None;
         self.reactor.protocol_mut().lines.clear();
         std::mem::take(&mut self.ports).into_iter().for_each(|token| self.datagrams.remove(token));
         self.datagrams.protocol_mut().caught.clear();
@@ -583,6 +697,14 @@ impl Lab {
         self.run(within, |lab| lab.datagrams.protocol().caught.len() >= count)?;
         Ok(std::mem::take(&mut self.datagrams.protocol_mut().caught))
     }
+}
+
+/// Whether a connection could not be made for want of something on this side (connect(2), socket(2), bind(2)).
+fn is_ours(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let ours =
+        [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL, Errno::PERM, Errno::ACCESS];
+    ours.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 fn set_small_buffers(socket: &Socket) -> io::Result<()> {

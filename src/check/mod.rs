@@ -16,11 +16,10 @@ mod report;
 mod streams;
 mod verdict;
 
-use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use indicatif::HumanCount;
@@ -28,16 +27,18 @@ use signal_hook::low_level::signal_name;
 
 use crate::count::counted;
 use crate::reactor::address::{Address, DEFAULT, Endpoint};
-use crate::{escape, limits, stdio, values};
+use crate::{escape, files, limits, stdio, values};
 use catalogue::{About, Promise};
 use exec::Service;
 use lab::Lab;
 pub use report::{Judgement, Report, Verdict, lessons, schema};
-use verdict::Stop;
-use verdict::Trouble;
+use verdict::{Limits, Stop, Trouble};
 
 /// How often a promise is tried before it is said to be broken by something that time decides.
 const TRIES: u32 = 2;
+
+/// How often a service that serves nobody is looked at again.
+const LOOKS: u32 = 3;
 
 /// What is to be checked, and how.
 #[derive(Debug, Clone, Args)]
@@ -84,9 +85,10 @@ pub struct Config {
     #[arg(help_heading = "How", long, value_name = "PID", value_parser = values::whole::<i32>(1..=i32::MAX as u64))]
     pub pid: Option<i32>,
 
-    /// Start the service with shell command CMD. In it, {port} stands for a free port; check waits until the service
-    /// listens, and ends it afterwards. If it exits by itself it is started again
-    #[arg(help_heading = "How", long, value_name = "CMD", value_parser = command, conflicts_with = "pid")]
+    /// Start the service with shell command CMD. In it, {port} stands for the port of ADDR, or for a free one; check waits
+    /// until the service listens, and ends it and all that it started afterwards. If it exits by itself, or serves nobody
+    /// any more, it is started again
+    #[arg(help_heading = "How", long, value_name = "CMD", conflicts_with = "pid")]
     pub exec: Option<String>,
 
     /// Write the findings to FILE as JSON. --schema describes it; - is standard output
@@ -167,15 +169,45 @@ fn promise(text: &str) -> Result<String, String> {
     Err(format!("there is no such promise or group (--list prints all): write it as in {}", groups.join(", ")))
 }
 
-fn command(text: &str) -> Result<String, String> {
-    if text.contains("{port}") {
-        Ok(text.to_owned())
-    } else {
-        Err("it does not say where the port goes: write it as in 'python3 server.py {port}'".to_owned())
-    }
+/// What a file of results is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Json,
+    Junit,
 }
 
 impl Config {
+    /// What is used at most.
+    fn limits(&self, endpoint: &Endpoint) -> Limits {
+        if matches!(endpoint, Endpoint::Udp(_)) {
+            return Limits { connections: 0, bytes: 8 << 20 };
+        }
+        let (many, tries) = (u64::from(self.connections), u64::from(TRIES));
+        // Each promise is tried so often, and then it is seen whether the service still serves.
+        let looks = catalogue::ALL.len() as u64;
+        let connections = (streams::RETURNED as u64 + 2 * many + 600 + looks) * tries;
+        Limits { connections, bytes: ((4 * streams::UNBOUNDED + streams::FED + (64 << 20)) as u64) * tries }
+    }
+
+    /// Refuses options that mean nothing together.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, and what to do.
+    pub fn check(&self) -> Result<(), String> {
+        let port = self.address.as_ref().map_or(Some(0), Address::port);
+        match &self.exec {
+            Some(command) if port == Some(0) && !command.contains(exec::PORT) => Err(format!(
+                "--exec {command:?}: say where the port goes, as in 'server --port {{port}}'; or say at which address the \
+                 service listens, as in 127.0.0.1:7777"
+            )),
+            None if self.address.is_some() && port == Some(0) => {
+                Err("nobody listens on port 0: say which port it is, as in 127.0.0.1:7777".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn terminator(&self) -> Option<String> {
         let usual = matches!(self.profile, Some(Profile::Tutorial2)).then(|| "bye".to_owned());
         self.terminator.clone().or(usual)
@@ -214,58 +246,98 @@ pub fn run(config: &Config) -> anyhow::Result<u8> {
         stdio::print(schema())?;
         return Ok(0);
     }
-    limits::raise_open_files();
-    for path in [&config.json, &config.junit].into_iter().flatten().filter(|path| path.as_os_str() != "-") {
-        let opened = OpenOptions::new().append(true).create(true).open(path);
-        opened.with_context(|| format!("cannot write {}", path.display()))?;
+    let began = Instant::now();
+    let open_files = limits::raise_open_files();
+    let files = files::open([(Format::Json, config.json.as_ref()), (Format::Junit, config.junit.as_ref())])?;
+    if let Some(pid) = config.pid {
+        process::ensure_there(pid)?;
     }
-    let mut service = match &config.exec {
-        Some(template) => Some(Service::start(template, matches!(config.address, Some(Address::Udp(_))))?),
-        None => None,
-    };
-    let address = match (&config.address, &service) {
-        (Some(Address::Udp(_)), Some(service)) => format!("udp:127.0.0.1:{}", service.port).parse()?,
-        (Some(address), _) => address.clone(),
-        (None, Some(service)) => format!("127.0.0.1:{}", service.port).parse()?,
-        (None, None) => DEFAULT.parse()?,
-    };
-    let endpoint = address.resolve().with_context(|| format!("cannot resolve {address}"))?.swap_remove(0);
+    let loop_parts = lab::take_signals()?;
+    let default = if config.exec.is_some() { "127.0.0.1:0" } else { DEFAULT };
+    let address = config.address.clone().map_or_else(|| default.parse(), Ok)?;
+    let endpoints = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
+    let endpoints = if config.exec.is_some() { exec::with_free_port(endpoints)? } else { endpoints };
+    let endpoint = endpoints[0].clone();
     let selected = config.selected(&endpoint);
     if selected.is_empty() {
         bail!("nothing is left to judge of {address}: look at --only, --skip and --profile");
     }
-    let prints =
-        [&config.json, &config.junit].iter().all(|path| path.as_ref().is_none_or(|path| path.as_os_str() != "-"));
-    let print = |text: String| if prints { stdio::print(text) } else { Ok(()) };
-    print(announcement(&address, &endpoint, config))?;
-    let began = Instant::now();
-    let mut lab = Lab::new(endpoint, config.timeout, began + config.max_time)?;
+    let (many, room) = (config.connections as usize, limits::room(open_files));
+    ensure!(
+        many <= room || matches!(endpoint, Endpoint::Udp(_)),
+        "--connections {many}: the limit on open files has room for {room} at once: raise it (ulimit -n), or ask for fewer"
+    );
+    // What was started must be ended within the time, too.
+    let spared = if config.exec.is_some() { (2 * exec::END).min(config.max_time / 4) } else { Duration::ZERO };
+    let limits = config.limits(&endpoint);
+    let mut lab = Lab::new(loop_parts, endpoint, config.timeout, began + config.max_time - spared, limits);
     lab.many = config.connections as usize;
     lab.terminator = config.terminator();
+
+    let on_stdout = files.iter().any(|(_, file)| file.is_stdout());
+    let print = |text: String| if on_stdout { Ok(()) } else { stdio::print(text) };
+    let named = if config.exec.is_some() { lab.endpoint.to_string() } else { address.to_string() };
+    print(announcement(&named, &lab.endpoint, config))?;
+    let mut report = Report::new(named);
+    let (mut stop, mut absent) = (None, None);
+    let mut service = None;
+    if let Some(template) = &config.exec {
+        match Service::start(template, &mut lab)? {
+            Ok(started) => service = Some(started),
+            Err(ended) => stop = Some(ended),
+        }
+    }
+    if stop.is_none() {
+        match lab.choose(&endpoints) {
+            Ok(Ok(())) => {}
+            Ok(Err(cause)) => absent = Some(format!("cannot connect to {}: {cause}", report.address)),
+            Err(ended) => stop = Some(ended),
+        }
+    }
     lab.pid = config.pid.or(service.as_ref().map(Service::pid));
-    let mut report = Report::new(address.to_string());
-    let mut stop = None;
-    for promise in selected {
-        let judgement = match stop {
-            Some(stop) => not_judged(promise, config.requires(promise), &why(stop)),
-            None => judge(&mut lab, promise, config, &mut stop, report.judgements.is_empty()),
+    let mut gone: Option<Gone> = None;
+    let judged = if absent.is_some() { Vec::new() } else { selected };
+    for promise in judged {
+        let required = config.requires(promise);
+        if let Some(lost) = gone.as_mut().filter(|_| stop.is_none())
+            && lost.is_back(&mut lab)
+        {
+            gone = None;
+        }
+        let judgement = match (stop, &gone) {
+            (Some(stop), _) => not_judged(promise, required, &why(stop)),
+            (None, Some(gone)) => not_judged(promise, required, &gone.note()),
+            (None, None) => judge(&mut lab, promise, config, &mut stop, report.judgements.is_empty()),
         };
-        let judgement = match &mut service {
-            Some(service) if stop.is_none() => look_after(service, &mut lab, judgement, config)?,
-            _ => judgement,
+        let judgement = if stop.is_none() && judgement.tries > 0 {
+            look_after(&mut service, &mut lab, judgement, config, &mut stop, &mut gone)?
+        } else {
+            judgement
         };
-        lab.outside(|| print(judgement.line()))?;
+        print(judgement.line())?;
         report.judgements.push(judgement);
     }
     drop(service);
+    lab.take_along(None);
     report.seconds = began.elapsed().as_secs_f64();
     let (streams, datagrams) = (*lab.reactor.counters(), *lab.datagrams.counters());
     report.connections = streams.opened;
     report.sent_bytes = streams.sent_bytes + datagrams.sent_bytes;
     report.received_bytes = streams.received_bytes + datagrams.received_bytes;
-    report.ended_early = stop.map(why);
-    lab.outside(|| print(report.summary()))?;
-    lab.outside(|| deliver(&report, config))?;
+    report.ended_early = stop.map(why).or_else(|| absent.clone());
+    // Each is tried, whatever becomes of the others.
+    let deliver = || -> anyhow::Result<()> {
+        if absent.is_none() {
+            print(report.summary())?;
+        }
+        let write = |(format, file): (Format, files::Output)| file.write(report.written(format)?.as_bytes());
+        let written: Vec<_> = files.into_iter().map(write).collect();
+        written.into_iter().collect()
+    };
+    lab.outside(deliver)?;
+    if let Some(cause) = absent {
+        bail!("{cause}: start the service first, or have it started (--exec)");
+    }
     Ok(match stop {
         Some(Stop::Signal(signal)) => 128 + u8::try_from(signal)?,
         _ => u8::from(!report.passes()),
@@ -273,18 +345,16 @@ pub fn run(config: &Config) -> anyhow::Result<u8> {
 }
 
 /// What is going to be done, at most.
-fn announcement(address: &Address, endpoint: &Endpoint, config: &Config) -> String {
-    let address = escape::text(&address.to_string()).to_string();
-    let (many, times) = (config.connections as usize, TRIES as usize);
+fn announcement(address: &str, endpoint: &Endpoint, config: &Config) -> String {
+    let address = escape::text(address);
+    let (limits, many) = (config.limits(endpoint), u64::from(config.connections.max(100)));
+    let bytes = ByteSize(limits.bytes).display().iec();
     match endpoint {
-        Endpoint::Udp(_) => {
-            format!("checking {address}: at most {} of datagrams, nothing else\n", ByteSize::mib(4).display().iec())
-        }
+        Endpoint::Udp(_) => format!("checking {address}: at most {bytes} of datagrams, nothing else\n"),
         _ => format!(
-            "checking {address}: at most {}, {} of them at once, and {} each way; nothing else\n",
-            counted((streams::RETURNED + 4 * many + 400) * times, "connection"),
-            HumanCount(many.max(100) as u64),
-            ByteSize(((4 * streams::UNBOUNDED + streams::FED + (64 << 20)) * times) as u64).display().iec()
+            "checking {address}: at most {}, {} of them at once, and {bytes} each way; nothing else\n",
+            counted(limits.connections, "connection"),
+            HumanCount(many),
         ),
     }
 }
@@ -355,32 +425,104 @@ fn judge(lab: &mut Lab, promise: &Promise, config: &Config, stop: &mut Option<St
     judgement
 }
 
-/// Sees whether the service is still there, and starts it again if not.
+/// A service that has stopped serving.
+struct Gone {
+    /// After which promise that was found.
+    since: &'static str,
+    /// How often it may still be looked at.
+    looks: u32,
+}
+
+impl Gone {
+    /// Whether it serves again: whoever looks after it may have started it anew.
+    fn is_back(&mut self, lab: &mut Lab) -> bool {
+        if self.looks == 0 {
+            return false;
+        }
+        let back = still_serves(lab, 1);
+        self.looks -= 1;
+        matches!(back, Ok(true))
+    }
+
+    fn note(&self) -> String {
+        format!("the service serves nobody any more, since {}", self.since)
+    }
+}
+
+/// Whether a new connection is served.
+fn still_serves(lab: &mut Lab, tries: u32) -> Result<bool, Stop> {
+    let patience = lab.patience;
+    let mut outcome = Err(Trouble::unjudged(""));
+    for number in 1..=tries {
+        lab.patience = patience * number;
+        outcome = lab.serves();
+        lab.patience = patience;
+        lab.clear()?;
+        if !matches!(outcome, Err(Trouble::Broken(_))) {
+            break;
+        }
+    }
+    match outcome {
+        Err(Trouble::Stop(stop)) => Err(stop),
+        Err(Trouble::Broken(_)) => Ok(false),
+        _ => Ok(true),
+    }
+}
+
+/// Sees whether the service still serves after a promise was tried, and starts it again if it can and must.
 fn look_after(
-    service: &mut Service,
+    service: &mut Option<Service>,
     lab: &mut Lab,
     judgement: Judgement,
     config: &Config,
+    stop: &mut Option<Stop>,
+    gone: &mut Option<Gone>,
 ) -> anyhow::Result<Judgement> {
-    let Some(status) = lab.outside(|| service.has_left()) else { return Ok(judgement) };
-    lab.outside(|| service.restart())?;
-    lab.pid = Some(service.pid());
-    if config.profile.is_some_and(Profile::ends_early) {
-        return Ok(judgement);
-    }
-    let verdict = if judgement.required { Verdict::Broken } else { Verdict::Note };
-    let note = format!("the service has ended meanwhile: {status}; it was started again");
-    Ok(Judgement { verdict, note: Some(note), ..judgement })
-}
-
-fn deliver(report: &Report, config: &Config) -> anyhow::Result<()> {
-    let json = || serde_json::to_string_pretty(report).map(|text| escape::json(&text).into_owned() + "\n");
-    for (path, text) in [(&config.json, json()?), (&config.junit, report.junit())] {
-        match path {
-            Some(path) if path.as_os_str() == "-" => stdio::print(text)?,
-            Some(path) => std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?,
-            None => {}
+    let ends_early = config.profile.is_some_and(Profile::ends_early);
+    let look = || -> anyhow::Result<Result<Option<String>, Stop>> {
+        let mut note = None;
+        if let Some(service) = service {
+            match service.has_left(lab) {
+                Ok(Some(status)) => {
+                    note = Some(format!("the service has ended meanwhile: {status}; it was started again"))
+                }
+                Ok(None) => {}
+                Err(ended) => return Ok(Err(ended)),
+            }
+        }
+        let is_stream = !matches!(lab.endpoint, Endpoint::Udp(_));
+        if note.is_none() && is_stream && !ends_early && lab.is_echo {
+            match still_serves(lab, TRIES) {
+                Ok(true) => *gone = None,
+                Ok(false) if service.is_some() => {
+                    note = Some("afterwards the service served nobody; it was started again".to_owned());
+                }
+                Ok(false) => {
+                    *gone = Some(Gone { since: judgement.id, looks: LOOKS });
+                    return Ok(Ok(Some("afterwards the service served nobody".to_owned())));
+                }
+                Err(ended) => return Ok(Err(ended)),
+            }
+        }
+        if let (Some(service), Some(_)) = (service, &note) {
+            if let Err(ended) = service.restart(lab)? {
+                return Ok(Err(ended));
+            }
+            lab.pid = Some(service.pid());
+        }
+        Ok(Ok(note))
+    };
+    match look()? {
+        Err(ended) => {
+            *stop = Some(ended);
+            Ok(judgement)
+        }
+        Ok(None) => Ok(judgement),
+        // A server of one connection has done what it promised.
+        Ok(Some(_)) if ends_early => Ok(judgement),
+        Ok(note) => {
+            let verdict = if judgement.required { Verdict::Broken } else { Verdict::Note };
+            Ok(Judgement { verdict, note, ..judgement })
         }
     }
-    Ok(())
 }

@@ -25,6 +25,21 @@ const SILENT: u64 = 256 * 1024;
 #[cfg(target_os = "linux")]
 const UNREADING: u64 = 16 * 1024 * 1024;
 
+/// Makes sure that there is such a process.
+///
+/// # Errors
+///
+/// If there is none.
+pub(super) fn ensure_there(pid: i32) -> anyhow::Result<()> {
+    let found = rustix::process::Pid::from_raw(pid).map(rustix::process::test_kill_process);
+    // One that must not be signalled is there all the same.
+    anyhow::ensure!(
+        !matches!(found, Some(Err(rustix::io::Errno::SRCH)) | None),
+        "--pid {pid}: there is no such process on this machine"
+    );
+    Ok(())
+}
+
 #[cfg(not(target_os = "linux"))]
 mod unknown {
     use super::*;
@@ -59,6 +74,8 @@ mod linux {
         let Some(pid) = lab.pid else { return Err(Trouble::unjudged("no --pid was given")) };
         let gone = |error| Trouble::Unjudged(format!("process {pid} cannot be looked at: {error}"));
         let mut family = vec![Process::new(pid).map_err(gone)?];
+        // Of a service that was started here and has put itself into the background there are only the children.
+        let is_this = pid == std::process::id().cast_signed();
         let others: Vec<_> = all_processes().map_err(gone)?.filter_map(Result::ok).collect();
         let mut at = 0;
         while at < family.len() {
@@ -72,6 +89,7 @@ mod linux {
             }
             at += 1;
         }
+        family.drain(..usize::from(is_this));
         Ok(family)
     }
 
@@ -100,7 +118,7 @@ mod linux {
             processor(&family) - before
         };
         let used = (processor(&family) - before).max(with_one) / WATCHED.as_secs_f64();
-        if used <= IDLE_SHARE * 2.0 {
+        if used <= IDLE_SHARE {
             return Ok(());
         }
         let got = format!("{:.0} % of a processor was used", used.min(1.0) * 100.0);

@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::Format;
 use super::catalogue::{self, About, Promise};
 use crate::build::{self, Build};
 use crate::count::counted;
@@ -125,6 +126,14 @@ impl Report {
         }
     }
 
+    /// Its text for a file.
+    pub(super) fn written(&self, format: Format) -> anyhow::Result<String> {
+        Ok(match format {
+            Format::Json => escape::json(&serde_json::to_string_pretty(self)?).into_owned() + "\n",
+            Format::Junit => self.junit(),
+        })
+    }
+
     fn count(&self, verdict: Verdict) -> usize {
         self.judgements.iter().filter(|it| it.verdict == verdict).count()
     }
@@ -172,9 +181,10 @@ impl Report {
         let (failures, skipped) = (self.count(Verdict::Broken), self.count(Verdict::NotJudged));
         let mut xml = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"echoloop check {}\" tests=\"{}\" \
-             failures=\"{failures}\" skipped=\"{skipped}\" time=\"{:.3}\">\n",
+             failures=\"{failures}\" errors=\"{}\" skipped=\"{skipped}\" time=\"{:.3}\">\n",
             xml_text(&self.address),
-            self.judgements.len(),
+            self.judgements.len() + usize::from(self.ended_early.is_some()),
+            u8::from(self.ended_early.is_some()),
             self.seconds
         );
         for it in &self.judgements {
@@ -191,6 +201,14 @@ impl Report {
                 }
                 _ => writeln!(xml, "/>"),
             };
+        }
+        // What was not judged for that is no success.
+        if let Some(why) = &self.ended_early {
+            let why = xml_text(why);
+            let _ = writeln!(
+                xml,
+                "  <testcase classname=\"check\" name=\"ended early\"><error message=\"{why}\"/></testcase>"
+            );
         }
         xml.push_str("</testsuite>\n");
         xml
@@ -303,7 +321,7 @@ mod tests {
         };
         report.judgements = vec![judgement(Verdict::Holds), judgement(Verdict::Broken), judgement(Verdict::NotJudged)];
         let xml = report.junit();
-        assert!(xml.contains("tests=\"3\" failures=\"1\" skipped=\"1\""), "{xml}");
+        assert!(xml.contains("tests=\"3\" failures=\"1\" errors=\"0\" skipped=\"1\""), "{xml}");
         assert!(
             xml.contains("a &lt; b") && xml.contains("a&quot;b") && xml.contains("\\u{1}&amp;\\u{202e}\\u{e0041}'"),
             "{xml}"
@@ -311,5 +329,8 @@ mod tests {
         let text = report.judgements[1].line();
         assert!(text.contains("sent: '\\u{1}&\\u{202e}\\u{e0041}'"), "{text}");
         assert!(!report.passes());
+        report.ended_early = Some("a <signal>".to_owned());
+        let xml = report.junit();
+        assert!(xml.contains("tests=\"4\" failures=\"1\" errors=\"1\"") && xml.contains("a &lt;signal&gt;"), "{xml}");
     }
 }

@@ -9,6 +9,14 @@ pub(super) enum Stop {
     Time,
 }
 
+/// What a check uses at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub connections: u64,
+    /// Bytes each way.
+    pub bytes: u64,
+}
+
 /// What was sent, and what came instead of the echo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Finding {

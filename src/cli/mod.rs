@@ -152,6 +152,7 @@ impl Command {
     fn check(&self) -> Result<(), String> {
         match self {
             Command::Bench(flags) => flags.check(),
+            Command::Check(config) => config.check(),
             _ => Ok(()),
         }
     }

@@ -278,6 +278,14 @@ impl fmt::Display for Endpoint {
 }
 
 impl Address {
+    /// Its port, if it has any.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Address::Tcp(host) | Address::Udp(host) => Some(host.port),
+            Address::Unix(_) => None,
+        }
+    }
+
     /// All endpoints that it stands for, in the order that the system's resolver prefers, each once. This may ask the
     /// network, and block.
     ///

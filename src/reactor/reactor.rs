@@ -268,6 +268,15 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         }
     }
 
+    /// Drops a connection as it goes when its process ends: the kernel sends what it has taken, then the end, and answers what
+    /// comes after that with a reset (close(2); RFC 1122, 4.2.2.13). For programs that try what others make of it.
+    pub fn forget(&mut self, token: Token) {
+        let key = self.key(token);
+        if self.slots.contains(key) {
+            self.remove(key, CloseReason::Finished);
+        }
+    }
+
     /// Drops all connections that are left, and stops listening.
     pub fn abort_all(&mut self) {
         self.acceptor.close();

@@ -1,11 +1,13 @@
 """Echo servers that are wrong, each in one way: bad.py KIND PORT."""
 
 import asyncio
-import errno
+import codecs
 import os
+import queue
 import selectors
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -97,6 +99,74 @@ def shuffled(peer):
             answer(half, late)
 
 
+def altered(alter):
+    """Echoes what a function makes of each read."""
+
+    def serve(peer):
+        while data := peer.recv(65536):
+            if data := alter(data):
+                peer.sendall(data)
+
+    return serve
+
+
+def negotiates(data):
+    """Takes telnet's three-byte commands for itself."""
+    out = bytearray()
+    at = 0
+    while at < len(data):
+        if data[at] == 255 and at + 2 < len(data) and 251 <= data[at + 1] <= 254:
+            at += 3
+        else:
+            out.append(data[at])
+            at += 1
+    return bytes(out)
+
+
+def decodes(peer):
+    """Decodes, and waits for the rest of a character that is not whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    while data := peer.recv(65536):
+        peer.sendall(decoder.decode(data).encode("utf-8", "surrogateescape"))
+
+
+def segments(peer):
+    """Messages that wait in many small segments are lost: its queue of them is short."""
+    before = (0, 0)
+    while data := peer.recv(65536):
+        if len(data) < 1000:
+            time.sleep(0.01)
+        info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+        # tcpi_bytes_received and tcpi_data_segs_in (include/uapi/linux/tcp.h)
+        now = struct.unpack_from("Q", info, 128)[0], struct.unpack_from("I", info, 152)[0]
+        size, count = now[0] - before[0], now[1] - before[1]
+        before = now
+        if count > 5 and 5000 < size < 4000 * count:
+            while ready(peer, 0.02) and peer.recv(65536):
+                pass
+            continue
+        peer.sendall(data)
+
+
+def stuck():
+    """One thread for all, that goes round for ever when a zero byte comes."""
+    listener = listen()
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                selector.register(listener.accept()[0], selectors.EVENT_READ)
+                continue
+            data = key.fileobj.recv(65536)
+            while b"\0" in data:
+                time.sleep(0.1)
+            key.fileobj.sendall(data)
+            if not data:
+                selector.unregister(key.fileobj)
+                key.fileobj.close()
+
+
 def partial(peer):
     """send() takes a part, and its return value is not looked at."""
     peer.setblocking(False)
@@ -137,6 +207,59 @@ def no_end(peer):
             peer.send(b"")
 
 
+def careless(peer):
+    """Does not expect that a connection is over before anything was read."""
+    try:
+        data = peer.recv(65536)
+    except ConnectionResetError:
+        os._exit(1)
+    while data:
+        peer.sendall(data)
+        data = peer.recv(65536)
+
+
+def in_two(peer):
+    """Sends each echo in two parts, as whoever writes a header first does."""
+    while data := peer.recv(65536):
+        peer.sendall(data[:1])
+        time.sleep(0.001)
+        peer.sendall(data[1:])
+
+
+def hoards(peer):
+    """Takes twenty megabytes before it pushes back."""
+    room = threading.Semaphore(20 * 16)
+    waiting = queue.Queue()
+
+    def send():
+        while data := waiting.get():
+            try:
+                peer.sendall(data)
+            except OSError:
+                pass
+            room.release()
+
+    threading.Thread(target=send, daemon=True).start()
+    while data := peer.recv(65536):
+        room.acquire()
+        waiting.put(data)
+    waiting.put(b"")
+
+
+def limited(most):
+    """Closes all connections after the first few."""
+    listener = listen()
+    count = 0
+    while True:
+        peer = listener.accept()[0]
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        count += 1
+        if count > most:
+            peer.close()
+            continue
+        threading.Thread(target=quietly, args=(echo, peer), daemon=True).start()
+
+
 def impatient(peer):
     """Gives up after a second of silence."""
     peer.settimeout(1)
@@ -169,8 +292,8 @@ def one_thread(wrong):
             except TimeoutError:
                 ended = False
                 peer.settimeout(None)
-            except OSError:
-                if wrong == "fatal":
+            except OSError as error:
+                if wrong == "reset" and isinstance(error, ConnectionResetError):
                     raise
                 ended = True
             if ended:
@@ -278,6 +401,18 @@ def udp(how):
     first = None
     while True:
         data, peer = endpoint.recvfrom(1024 if how == "short" else 65536)
+        if how == "silent":
+            continue
+        if how == "joined":
+            # What has come meanwhile is taken for the rest of it.
+            time.sleep(0.002)
+            endpoint.setblocking(False)
+            try:
+                while more := endpoint.recvfrom(65536):
+                    data += more[0]
+            except BlockingIOError:
+                pass
+            endpoint.setblocking(True)
         first = first or peer
         if how == "ascii":
             data = bytes(byte & 127 for byte in data)
@@ -300,6 +435,17 @@ def spin():
     threads(echo)
 
 
+def forgets_files():
+    """Opens a file for each connection, and does not close it."""
+    kept = []
+
+    def serve(peer):
+        kept.append(os.open("/dev/null", os.O_RDONLY))
+        echo(peer)
+
+    threads(serve)
+
+
 def fat():
     kept = []
 
@@ -310,7 +456,7 @@ def fat():
     threads(serve)
 
 
-signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL if kind == "sigpipe" else signal.SIG_IGN)
 {
     "honest": lambda: threads(echo),
     "lines": lambda: threads(lines),
@@ -324,8 +470,21 @@ signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     "impatient": lambda: threads(impatient),
     "blocking": lambda: one_thread("blocking"),
     "greedy": lambda: one_thread("greedy"),
-    "fatal": lambda: one_thread("fatal"),
+    "reset": lambda: one_thread("reset"),
+    "sigpipe": lambda: threads(in_two),
+    "careless": lambda: threads(careless),
+    "limited": lambda: limited(10),
+    "hoards": lambda: threads(hoards),
+    "forgets-files": forgets_files,
+    "segments": lambda: threads(segments),
+    "crlf": lambda: threads(altered(lambda data: data.replace(b"\r\n", b"\n"))),
+    "nul": lambda: threads(altered(lambda data: data.rstrip(b"\0"))),
+    "telnet": lambda: threads(altered(negotiates)),
+    "decodes": lambda: threads(decodes),
+    "signed": lambda: threads(altered(lambda data: data.replace(b"\x90", b"\x10"))),
+    "banner": lambda: threads(lambda peer: (peer.sendall(b"220 ready\r\n"), echo(peer))),
     "unbounded": unbounded,
+    "stuck": stuck,
     "sequential": sequential,
     "once": once,
     "few": lambda: few(20),
@@ -337,5 +496,5 @@ signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     "word-ends": lambda: word("ends"),
     "word-never": lambda: word("never"),
     "word": lambda: word("equal"),
-    **{f"udp-{how}": (lambda how=how: udp(how)) for how in ["honest", "short", "ascii", "empty", "low", "other", "first", "twice"]},
+    **{f"udp-{how}": (lambda how=how: udp(how)) for how in ["honest", "short", "ascii", "empty", "low", "other", "first", "twice", "silent", "joined"]},
 }[kind]()
