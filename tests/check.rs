@@ -308,6 +308,14 @@ fn files_appear_whole_or_fail_after_the_text() {
 }
 
 #[test]
+fn datagrams_that_cannot_leave_are_no_pass() {
+    // Broadcasts are refused to whoever has not asked for them (ip(7)).
+    let (text, code) = check(&["udp:255.255.255.255:9"]);
+    assert!(code == Some(1) && text.contains("cannot be sent from here"), "{code:?}: {text}");
+    assert!(text.contains("0 of 9"), "{text}");
+}
+
+#[test]
 fn mistakes_and_absent_services_say_so() {
     for (args, says) in [
         (&["--only", "bytes.wrod"][..], "there is no such promise"),

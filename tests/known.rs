@@ -229,15 +229,6 @@ fn known_services_are_in_the_table() {
     }
 }
 
-/// That the table has a row for each service, though it may say that the service is missing.
-#[test]
-fn table_has_a_row_for_each_service() {
-    let page = fs::read_to_string(format!("{ROOT}/docs/check.md")).unwrap();
-    for service in services(7) {
-        assert!(page.contains(&format!("| {} | {} |", service.name, service.profile)), "{}", service.name);
-    }
-}
-
 /// The servers of `benches/peers`.
 fn build_peers() -> PathBuf {
     let build = ["build", "-q", "--locked", "--bench", "peers", "--message-format", "json"];

@@ -12,6 +12,9 @@ use crate::reactor::address::Endpoint;
 /// How often a datagram is sent until it is taken for unanswered.
 const TRIES: usize = 4;
 
+/// The largest datagram that fits into a frame of Ethernet whole.
+const ETHERNET: usize = 1472;
+
 /// How long something is awaited that should not come.
 const NOTHING: Duration = Duration::from_millis(200);
 
@@ -23,10 +26,9 @@ fn ask(lab: &mut Lab, port: Token, bytes: &[u8]) -> Result<Vec<u8>, Trouble> {
     let patience = lab.patience;
     for _ in 0..TRIES {
         if !lab.post(port, bytes) {
-            return Err(Trouble::Note(format!(
-                "a datagram of {} cannot be sent from here",
-                counted(bytes.len(), "byte")
-            )));
+            let note = format!("a datagram of {} cannot be sent from here", counted(bytes.len(), "byte"));
+            // A path may have no room for large ones. Where not even small ones leave, nothing has been judged.
+            return Err(if bytes.len() > ETHERNET { Trouble::Note(note) } else { Trouble::Unjudged(note) });
         }
         let until = Instant::now() + patience / TRIES as u32;
         loop {
@@ -86,12 +88,7 @@ pub(super) fn sizes(lab: &mut Lab) -> Outcome {
     let port = lab.port(0)?;
     for size in [0, 1, 2, 511, 512, 513, 1024, 1025, 1472, 1473, 4097, 8193, 65_507] {
         let message = lab.message(size);
-        match ask(lab, port, &message) {
-            Ok(answer) => same(&message, &answer)?,
-            // A path may have no room for the largest.
-            Err(Trouble::Note(note)) if size > 1472 => return Err(Trouble::Note(note)),
-            Err(trouble) => return Err(trouble),
-        }
+        same(&message, &ask(lab, port, &message)?)?;
     }
     Ok(())
 }

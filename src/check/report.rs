@@ -148,10 +148,11 @@ impl Report {
         let broken: Vec<_> =
             self.judgements.iter().filter(|it| it.verdict == Verdict::Broken).map(|it| it.id).collect();
         let mut text = format!(
-            "\n{}: {} of {} hold",
+            "\n{}: {} of {} {}",
             escape::text(&self.address),
             self.count(Verdict::Holds),
-            counted(self.judgements.len(), "promise")
+            counted(self.judgements.len(), "promise"),
+            if self.count(Verdict::Holds) == 1 { "holds" } else { "hold" }
         );
         for (count, word) in [(self.count(Verdict::Note), "noted"), (self.count(Verdict::NotJudged), "not judged")] {
             if count > 0 {
