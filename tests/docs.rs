@@ -218,3 +218,36 @@ fn exists(test: &str) -> bool {
         .skip(1)
         .any(|item| item.split_once("fn ").is_some_and(|(_, rest)| rest.starts_with(&declared)))
 }
+
+/// The properties, and the words among the values, of a definition in the schema of runs.
+fn words_of(schema: &serde_json::Value, definition: &str) -> Vec<String> {
+    let definition = &schema["$defs"][definition];
+    let properties = definition["properties"].as_object().into_iter().flatten().map(|(name, _)| name.clone());
+    let values = definition["oneOf"].as_array().into_iter().flatten().filter_map(|value| value["const"].as_str());
+    properties.chain(values.map(str::to_owned)).collect()
+}
+
+#[test]
+fn glossary_has_the_words_of_reports() {
+    let output =
+        std::process::Command::new(env!("CARGO_BIN_EXE_echoloop")).args(["report", "--schema"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let glossary = fs::read_to_string(Path::new(ROOT).join("docs/glossary.md")).unwrap();
+    for definition in ["Outcomes", "NeverSent", "Datagrams", "Cut", "Limit"] {
+        let words = words_of(&schema, definition);
+        assert!(!words.is_empty(), "{definition} is not in the schema");
+        for word in words {
+            assert!(glossary.contains(&format!("`{word}`")), "docs/glossary.md lacks {word}, of {definition}");
+        }
+    }
+    let rows = glossary.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").nth(1));
+    let words: Vec<_> = rows.filter_map(|cell| cell.strip_prefix('`')?.strip_suffix('`')).collect();
+    assert!(words.len() > 15);
+    for word in words {
+        assert!(
+            text.contains(&format!("\"{word}\"")),
+            "the files of runs have no {word}, which docs/glossary.md tells of"
+        );
+    }
+}
