@@ -506,6 +506,12 @@ fn unanswered_messages_bound_the_percentiles() {
     assert_eq!(output.status.code(), Some(3), "what was not answered meets no bound");
     let text = String::from_utf8(output.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(text.contains(" were not answered: they took at least (>)"), "{text}");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("run.json").display().to_string();
+    fs::write(&file, serde_json::to_string(&run).unwrap()).unwrap();
+    let text = String::from_utf8(echoloop(&["report", &file, &file], b"").stdout).unwrap();
+    let bounds = text.lines().filter(|line| line.starts_with("max ") && line.matches('>').count() == 2);
+    assert_eq!(bounds.count(), 1, "{text}");
 }
 
 #[test]
@@ -595,6 +601,9 @@ fn second_signal_ends_waiting_and_the_report_comes() {
     let run = Run::parse(&String::from_utf8(output.stdout).unwrap()).unwrap();
     assert!(run.interrupted && run.seconds < 30.0 && run.outcomes.unanswered > 0, "{:?}", run.outcomes);
     assert!(String::from_utf8_lossy(&output.stderr).contains("of 60.00 s"));
+    // Who would not wait cannot say that the server was slow.
+    let rate = run.rate_kept.unwrap();
+    assert!(!rate.kept && rate.limit.is_none() && rate.text.contains("a signal"), "{rate:?}");
 }
 
 #[test]
@@ -1023,6 +1032,13 @@ fn the_server_is_watched() {
         assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
         assert!(text.contains(&complaint), "{text}");
     }
+    let directory = tempfile::tempdir().unwrap();
+    let named = format!("unix:{}", directory.path().join("named.sock").display());
+    let unix = Server::start_on(&[&named], &[]);
+    let watch = |pid: u32| echoloop(&["bench", &named, "-qn10", "--warm-up=0s", "--watch-pid", &pid.to_string()], b"");
+    let refused = String::from_utf8(watch(stranger.id()).stderr).unwrap();
+    assert!(refused.contains(&format!("(sleep) does not listen on {named}; process {}", unix.pid())), "{refused}");
+    assert_eq!(watch(unix.pid()).status.code(), Some(0));
     stranger.kill().unwrap();
     stranger.wait().unwrap();
 }
@@ -1211,4 +1227,23 @@ fn refused_addresses_end_slow_opening() {
     let output = bench(nobody(), "-c 1000 --connect-rate 10 --timeout 200ms");
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && text.contains("refused"), "{text}");
+}
+
+#[test]
+fn first_message_is_due_when_the_window_opens() {
+    let server = Server::start(&[]);
+    let (run, code) = run(server.addr(), "-c 2 -r 0.01 -t 50ms --warm-up 0s");
+    assert_eq!((code, run.outcomes.due, run.outcomes.answered), (0, 1, 1));
+}
+
+#[test]
+fn longer_steps_of_a_search_are_told() {
+    let closing = server(|_, mut stream| drop(stream.read(&mut [0; 64]))).to_string();
+    let args = ["bench", &closing, "--find-rate", "p99<1s", "-r", "100", "-c", "2", "-t", "1ms", "--warm-up", "0s"];
+    let output = echoloop(&args, b"");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("steps take longer than 1ms: p99<1s needs 269 messages, which at 100/s take 2.69 s"),
+        "{text}"
+    );
 }

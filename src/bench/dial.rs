@@ -367,6 +367,17 @@ mod tests {
         let run = load("-c 4 --all-addresses", &[first, closed.clone()]).unwrap();
         assert_eq!(run.errors[0].count, 2);
         assert!(run.errors[0].first.starts_with(&format!("{}: ", closed.target)), "{:?}", run.errors);
+        // So do datagrams, and replies that did not come.
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let silent = route(&format!("udp:{}", socket.local_addr().unwrap()), "");
+        let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let routes = [silent, route(&format!("udp:{closed}"), "")];
+        let run = load("-c 2 --all-addresses --timeout 50ms", &routes).unwrap();
+        assert!(run.errors[0].first.starts_with(&format!("udp:{closed}: ")), "{:?}", run.errors);
+        let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mute = route(&mute.local_addr().unwrap().to_string(), "");
+        let run = load("-c 1 -r 100 --all-addresses --timeout 50ms", &[mute.clone(), nobody()]).unwrap();
+        assert!(run.errors[0].first.starts_with(&format!("{}: ", mute.target)), "{:?}", run.errors);
     }
 
     #[test]

@@ -224,7 +224,7 @@ impl<'a, W: World> Driver<'a, W> {
     fn name_addresses(&mut self) {
         let addresses = self.world.addresses();
         if addresses != [self.config.address.to_string()] {
-            self.load_mut().addresses = addresses;
+            self.load_mut().record.addresses = addresses;
         }
     }
 
@@ -266,7 +266,8 @@ impl<'a, W: World> Driver<'a, W> {
     /// Makes load for a while, and measures it. Ends in any case: at the latest a timeout after the window.
     pub fn stage(&mut self, pace: &Pace) -> anyhow::Result<Outcome> {
         let mut now = self.now();
-        self.load_mut().start(pace.rate.map_or(Traffic::Closed, |rate| Traffic::Open(Schedule::new(now, rate))));
+        let traffic = |now| pace.rate.map_or(Traffic::Closed, |rate| Traffic::Open(Schedule::new(now, rate)));
+        self.load_mut().start(traffic(now));
         (self.phase, self.impatient) = (Phase::Measuring, false);
         self.count_the_living();
         let from = now + nanos(pace.warm_up);
@@ -283,6 +284,10 @@ impl<'a, W: World> Driver<'a, W> {
         self.stalls = Stalls::new();
         let idle_before = self.idle;
         now = self.now();
+        if pace.warm_up.is_zero() {
+            // The first message is due when the window opens, and not just before it.
+            self.load_mut().start(traffic(now));
+        }
         let end = pace.duration.map(|duration| now + nanos(duration));
         self.load_mut().open_window(now, end, pace.messages);
         self.feed_all();
@@ -424,7 +429,7 @@ impl<'a, W: World> Driver<'a, W> {
     }
 
     fn cannot_open(&mut self, index: u32, kind: ErrorKind, cause: String) {
-        self.load_mut().error(index as usize, kind, cause);
+        self.load_mut().record.error(kind, index as usize, || cause);
         self.load_mut().gone.push((index, true));
     }
 

@@ -368,8 +368,7 @@ impl Sum {
         (run.rate, run.bytes_per_second) = (per_second(run.messages.replies as f64), per_second(self.bytes));
         if common.as_secs_f64() < COMMON * run.seconds {
             run.generator.warnings.push(format!(
-                "all {} were running for {:.2} of {:.2} s only: the rate is what came in all of that time, divided \
-                 by it",
+                "the {} ran together for only {:.2} of {:.2} s: the rate is what came in all of that time, divided by it",
                 counted(run.merged, "run"),
                 common.as_secs_f64(),
                 run.seconds

@@ -24,6 +24,8 @@ pub(super) struct Record {
     /// Connections that were opened in the window in place of others.
     pub reopened: u64,
     pub errors: BTreeMap<ErrorKind, ErrorCount>,
+    /// The addresses that slots dial, in turn, for errors to name; empty if their reader knows.
+    pub addresses: Vec<String>,
     pub mismatches: Vec<Mismatch>,
 }
 
@@ -36,6 +38,7 @@ impl Record {
             never_closed: 0,
             reopened: 0,
             errors: BTreeMap::new(),
+            addresses: Vec::new(),
             mismatches: Vec::new(),
         }
     }
@@ -151,13 +154,18 @@ impl Record {
         }
     }
 
-    pub fn error(&mut self, kind: ErrorKind, text: impl FnOnce() -> String) {
-        self.errors(kind, 1, text);
+    pub fn error(&mut self, kind: ErrorKind, slot: usize, text: impl FnOnce() -> String) {
+        self.errors(kind, slot, 1, text);
     }
 
-    /// Notes that something went wrong so many times.
-    pub fn errors(&mut self, kind: ErrorKind, count: u64, text: impl FnOnce() -> String) {
-        self.errors.entry(kind).or_insert_with(|| ErrorCount { kind, count: 0, first: text() }).count += count;
+    /// Notes that something went wrong so many times at a slot. The first time is told, with the address.
+    pub fn errors(&mut self, kind: ErrorKind, slot: usize, count: u64, text: impl FnOnce() -> String) {
+        let addresses = &self.addresses;
+        let first = || match addresses.get(slot % addresses.len().max(1)) {
+            Some(address) => format!("{address}: {}", text()),
+            None => text(),
+        };
+        self.errors.entry(kind).or_insert_with(|| ErrorCount { kind, count: 0, first: first() }).count += count;
     }
 
     pub fn mismatch(&mut self, mismatch: Mismatch) {

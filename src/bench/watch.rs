@@ -97,12 +97,13 @@ impl Watch {
 mod linux {
     use std::collections::HashSet;
     use std::net::{IpAddr, SocketAddr, UdpSocket};
+    use std::path::Path;
     use std::time::Duration;
 
     use nix::time::{clock_getcpuclockid, clock_gettime};
     use nix::unistd::Pid;
     use procfs::ProcResult;
-    use procfs::net::{self, TcpState};
+    use procfs::net::{self, TcpState, UnixNetEntry};
     use procfs::process::{FDTarget, Process, Stat, all_processes};
 
     use super::{Precision, Usage};
@@ -215,6 +216,12 @@ mod linux {
             Endpoint::Udp(target) if is_here(target.ip()) => {
                 let all = net::udp().ok()?.into_iter().chain(net::udp6().unwrap_or_default());
                 all.filter(|entry| takes(entry.local_address, target)).map(|entry| entry.inode).collect()
+            }
+            // A server may have called it by another path, and a chroot may too: its own name is what they have in common.
+            Endpoint::Unix(target) => {
+                let name = target.file_name()?;
+                let is_it = |entry: &UnixNetEntry| entry.path.as_deref().and_then(Path::file_name) == Some(name);
+                net::unix().ok()?.into_iter().filter(is_it).map(|entry| entry.inode).collect()
             }
             _ => return None,
         })

@@ -92,7 +92,9 @@ impl Load {
             datagram[NUMBER..].copy_from_slice(contents(&self.payload, serial, number, size));
             let now = self.clock.read();
             let record = &mut self.record;
-            match send(outlet, datagram, &to, |error| record.error(ErrorKind::Unreachable, || refusal(serial, error))) {
+            match send(outlet, datagram, &to, |error| {
+                record.error(ErrorKind::Unreachable, index as usize, || refusal(serial, error))
+            }) {
                 Sent::Taken => self.begin(index, number, due, now),
                 // It is still to be sent, and will be when the socket is writable.
                 Sent::NoRoom => {
@@ -127,7 +129,7 @@ impl Load {
         self.in_flight -= 1;
         let serial = slot.serial;
         slot.forget_answered();
-        self.record.error(ErrorKind::Unreachable, || refusal(serial, error));
+        self.record.error(ErrorKind::Unreachable, index as usize, || refusal(serial, error));
         self.record.lost(1, flight.due, Some(flight.sent), now, Outcome::Failed, UNKNOWN);
     }
 
@@ -147,14 +149,17 @@ impl Load {
             let same = expected.iter().zip(got).take_while(|(expected, got)| expected == got).count();
             let all = (size as usize).min(bytes.len()) == NUMBER + same;
             let length = Cause::Length { expected: size, got: bytes.len() as u64 };
-            return self.wrong(Mismatch {
-                connection: serial,
-                datagram: Some(number),
-                offset: (NUMBER + same) as u64,
-                expected: hex(&expected[same..]),
-                got: hex(&got[same..]),
-                cause: if all || bytes.len() as u64 != size { length } else { Cause::Altered },
-            });
+            return self.wrong(
+                index,
+                Mismatch {
+                    connection: serial,
+                    datagram: Some(number),
+                    offset: (NUMBER + same) as u64,
+                    expected: hex(&expected[same..]),
+                    got: hex(&got[same..]),
+                    cause: if all || bytes.len() as u64 != size { length } else { Cause::Altered },
+                },
+            );
         }
         let first = slot.flights.front().map_or(slot.begun, |flight| flight.end);
         let flight = number.checked_sub(first).map(|at| slot.flights[at as usize]);
@@ -211,19 +216,22 @@ impl Load {
         };
         let expected = self.wire(serial, datagram);
         let at = expected.iter().zip(number).take_while(|(expected, got)| expected == got).count();
-        self.wrong(Mismatch {
-            connection: serial,
-            datagram: Some(datagram),
-            offset: at as u64,
-            expected: hex(&expected[at..]),
-            got: hex(&number[at..]),
-            cause,
-        });
+        self.wrong(
+            index,
+            Mismatch {
+                connection: serial,
+                datagram: Some(datagram),
+                offset: at as u64,
+                expected: hex(&expected[at..]),
+                got: hex(&number[at..]),
+                cause,
+            },
+        );
     }
 
     /// Notes a datagram that is none of those that were sent.
-    fn wrong(&mut self, mismatch: Mismatch) {
-        self.record.error(ErrorKind::Mismatch, || mismatch.to_string());
+    fn wrong(&mut self, index: usize, mismatch: Mismatch) {
+        self.record.error(ErrorKind::Mismatch, index, || mismatch.to_string());
         self.record.mismatch(mismatch);
     }
 
@@ -257,8 +265,9 @@ impl<D: DatagramSocket> DatagramProtocol<D> for Load {
 
     /// It is about a datagram that was sent before, and says nothing about the next one.
     fn failed(&mut self, outlet: &mut Outlet<'_, D>, error: io::Error) {
-        let serial = self.slots[self.ports[outlet.token().0].slot as usize].serial;
-        self.record.error(ErrorKind::Unreachable, || refusal(serial, &error));
+        let index = self.ports[outlet.token().0].slot as usize;
+        let serial = self.slots[index].serial;
+        self.record.error(ErrorKind::Unreachable, index, || refusal(serial, &error));
     }
 
     /// Sends only now, so that what had come has been timed before.

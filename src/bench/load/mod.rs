@@ -117,8 +117,6 @@ pub(super) struct Load {
     pub gone: Vec<(u32, bool)>,
     /// That a reply takes longer than the timeout is an error: over streams.
     pub late_is_error: bool,
-    /// The addresses that slots dial, in turn, for errors to name; empty if their reader knows.
-    pub addresses: Vec<String>,
     pub record: Record,
     /// The backends that have greeted, if they are told apart.
     pub backends: Option<Box<Backends>>,
@@ -154,7 +152,6 @@ impl Load {
             answered_at: 0,
             gone: Vec::new(),
             late_is_error: true,
-            addresses: Vec::new(),
             record: Record::new(),
             backends: shape.by_greeting.then(Box::default),
         }
@@ -287,7 +284,7 @@ impl Load {
             if lost > 0 && is_error {
                 let lost = counted(lost, "message");
                 let text = || format!("connection {}: {lost} not answered until the end", slot.serial);
-                self.record.errors(ErrorKind::ReplyTimeout, 1, text);
+                self.record.error(ErrorKind::ReplyTimeout, index, text);
             }
         }
         self.record.settle();
@@ -477,22 +474,13 @@ impl Load {
             let serial = self.slots[index].serial;
             let took = Duration::from_nanos(now - first.sent);
             let text = || format!("connection {serial}: a reply took {:.3} s", took.as_secs_f64());
-            self.record.errors(ErrorKind::ReplyTimeout, count, text);
+            self.record.errors(ErrorKind::ReplyTimeout, index, count, text);
         }
-    }
-
-    /// Notes that something went wrong at a slot.
-    pub fn error(&mut self, index: usize, kind: ErrorKind, text: String) {
-        let addresses = &self.addresses;
-        self.record.error(kind, || match addresses.get(index % addresses.len().max(1)) {
-            Some(address) => format!("{address}: {text}"),
-            None => text,
-        });
     }
 
     /// Notes that something went wrong with a slot's connection, which is over with that, and what becomes of its messages.
     fn fail(&mut self, index: usize, kind: ErrorKind, text: String, outcome: Outcome) {
-        self.error(index, kind, text);
+        self.record.error(kind, index, || text);
         self.set_stage(index, Stage::Failed);
         let now = self.clock.read();
         let slot = &mut self.slots[index];

@@ -550,21 +550,26 @@ pub(super) fn rows(runs: &[Run], names: &[String]) -> Vec<Vec<String>> {
             let latency = if service { run.service.clone()? } else { run.response.clone() };
             (latency.count > 0).then_some(latency)
         };
+        // What is only known to be at least so long is told as such.
+        let marked = |mut cells: Vec<String>, is_bound: &dyn Fn(&Latency) -> bool| {
+            for (cell, run) in cells.iter_mut().skip(1).zip(runs) {
+                if cell != NONE && latency(run).as_ref().is_some_and(is_bound) {
+                    cell.insert(0, '>');
+                }
+            }
+            cells
+        };
         let prefix = if service { "service " } else { "" };
         for (number, name) in PERCENTILES.iter().enumerate() {
             let time = move |run: &Run| {
                 let latency = latency(run)?;
                 (percentile(&latency, number) != NONE).then(|| latency.percentiles()[number].1)
             };
-            let mut cells = row(&format!("{prefix}p{name}"), &time, &show_micros);
-            for (cell, run) in cells.iter_mut().skip(1).zip(runs) {
-                if latency(run).is_some_and(|latency| latency.percentiles()[number].2) && cell != NONE {
-                    cell.insert(0, '>');
-                }
-            }
-            rows.push(cells);
+            let bound = |latency: &Latency| latency.percentiles()[number].2;
+            rows.push(marked(row(&format!("{prefix}p{name}"), &time, &show_micros), &bound));
         }
-        rows.push(row(&format!("{prefix}max"), &|run| Some(latency(run)?.max_us), &show_micros));
+        let max = row(&format!("{prefix}max"), &|run| Some(latency(run)?.max_us), &show_micros);
+        rows.push(marked(max, &|latency| latency.is_lower_bound("max_us")));
     }
     rows.push(row("connections", &|run| Some(run.connections.opened as f64), &whole));
     rows.push(row("errors", &|run| Some(run.error_count() as f64), &whole));
