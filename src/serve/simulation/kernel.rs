@@ -281,11 +281,26 @@ impl Wire {
     pub fn receive(&mut self, count: u64) -> u64 {
         let count = count.min(self.echoed - self.received);
         self.received += count;
-        if self.no_space && self.free() * 3 >= self.send_buffer {
+        self.look_for_room();
+        count
+    }
+
+    /// The server was told that the buffer is full. It is told when that is over; which may be now, if it was not so.
+    pub fn full(&mut self, now: Instant) {
+        self.no_space = true;
+        self.blocked_at = Some(now);
+        self.look_for_room();
+    }
+
+    fn look_for_room(&mut self) {
+        if self.no_space && self.is_writable() {
             self.no_space = false;
             self.armed = true;
         }
-        count
+    }
+
+    fn is_writable(&self) -> bool {
+        self.reset || self.free() * 3 >= self.send_buffer
     }
 
     pub fn end(&mut self) {
@@ -319,7 +334,7 @@ impl Wire {
         Readiness {
             token,
             readable: gone || self.unread() > 0,
-            writable: self.reset || self.free() * 3 >= self.send_buffer,
+            writable: self.is_writable(),
             read_closed: gone,
             urgent: self.urgent.is_some(),
         }
@@ -634,10 +649,11 @@ impl Read for Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let kernel = &mut *self.kernel.borrow_mut();
         if let Some(errno) = kernel.fails(Call::Read) {
+            let now = kernel.now;
             let wire = &mut kernel.wires[self.index];
             match errno {
                 Errno::INTR if kernel.interrupted < MAX_INTERRUPTS => {}
-                Errno::AGAIN => wire.armed = true, // it would be told again
+                Errno::AGAIN => (wire.armed, wire.blocked_at) = (true, Some(now)), // it would be told again
                 _ => wire.failed = true,
             }
             return Err(errno.into());
@@ -705,16 +721,17 @@ impl Read for Socket {
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let kernel = &mut *self.kernel.borrow_mut();
+        let now = kernel.now;
         if let Some(errno) = kernel.fails(Call::Write) {
             let wire = &mut kernel.wires[self.index];
             match errno {
                 Errno::INTR if kernel.interrupted < MAX_INTERRUPTS => {}
-                Errno::AGAIN => wire.armed = true,
+                Errno::AGAIN => wire.full(now),
                 _ => wire.failed = true,
             }
             return Err(errno.into());
         }
-        let (races, now) = (kernel.races(), kernel.now);
+        let races = kernel.races();
         let some = if races { 1 + u64::from(kernel.tape.below(5000)) } else { 0 };
         let wire = &mut kernel.wires[self.index];
         let number = wire.number;
@@ -733,8 +750,7 @@ impl Write for Socket {
         }
         wire.echoed += count;
         if count < bytes.len() as u64 {
-            wire.no_space = true;
-            wire.blocked_at = Some(now);
+            wire.full(now);
             kernel.tally.partial_sends += 1;
         }
         if count > 0 {
@@ -829,7 +845,10 @@ impl Listen for Listener {
         let backlog = &mut kernel.backlogs[number];
         if let Some(error) = error {
             if error == Errno::AGAIN {
+                // It would be told again; but of a backlog that lets nobody in, it is known that all have been accepted.
                 backlog.armed = true;
+                let nobody_left = backlog.closed;
+                backlog.waiting.iter().for_each(|&index| kernel.wires[index].promised &= !nobody_left);
             } else {
                 let hard = !matches!(error, Errno::INTR | Errno::CONNABORTED);
                 backlog.refused = Some((kernel.now, open, hard));
