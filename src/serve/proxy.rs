@@ -83,10 +83,10 @@ fn text(bytes: &[u8]) -> Result<Header, String> {
     Ok(Header::Complete { length: end + 2, source })
 }
 
-/// Digits, and nothing else: `u16::from_str` takes a leading plus sign.
+/// Digits, and nothing else: `u16::from_str` takes a leading plus sign, and leading zeros, which may mean octal.
 fn port(text: &str) -> Result<u16, String> {
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = if digits && text.len() <= 5 { text.parse().ok() } else { None };
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    let number = if digits { text.parse().ok() } else { None };
     number.ok_or_else(|| format!("{text:?} is no port"))
 }
 
@@ -190,6 +190,8 @@ mod tests {
         assert_eq!(cause(b"proxy "), r#"it begins with "proxy ", as no version does"#);
         assert!(cause(b"\r\n\r\n\0\r\nQUIX").contains("as no version does"));
         assert_eq!(cause(b"PROXY TCP4 192.0.2.1 192.0.2.2 +4000 1\r\n"), r#"version 1: "+4000" is no port"#);
+        assert_eq!(cause(b"PROXY TCP4 192.0.2.1 192.0.2.2 0400 1\r\n"), r#"version 1: "0400" is no port"#);
+        assert!(matches!(parse(b"PROXY TCP4 192.0.2.1 192.0.2.2 0 1\r\n"), Header::Complete { .. }));
         assert_eq!(cause(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 99999\r\n"), r#"version 1: "99999" is no port"#);
         assert_eq!(cause(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 \r\n"), r#"version 1: "" is no port"#);
         assert_eq!(cause(b"PROXY TCP4 ::1 192.0.2.2 1 1\r\n"), r#"version 1: "::1" is no IPv4 address"#);
