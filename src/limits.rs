@@ -1,8 +1,11 @@
 //! The limit on open files, which bounds the number of connections.
 
+use std::io;
+
 use indicatif::HumanCount;
 use log::warn;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+use rustix::io::Errno;
 
 /// Descriptors left free for what is opened now and then, as by the resolver, or to read memory figures.
 const SPARE: usize = 8;
@@ -40,6 +43,16 @@ pub fn raise_open_files() -> Option<u64> {
         }
     }
     (limit != nix::libc::RLIM_INFINITY).then(|| number(limit))
+}
+
+/// An error that came of that limit says so, and what to do.
+pub fn explain(error: anyhow::Error) -> anyhow::Error {
+    let is_limit = |cause: &io::Error| cause.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+    if !error.chain().any(|cause| cause.downcast_ref().is_some_and(is_limit)) {
+        return error;
+    }
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| format!(", {soft},")).unwrap_or_default();
+    error.context(format!("the limit on open files{limit} is too low: raise it (ulimit -n)"))
 }
 
 /// How many more descriptors may be used for connections, given the limit on open files: a few are left to spare, half of

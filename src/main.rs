@@ -9,7 +9,7 @@ use echoloop::bench::{self, Run};
 use echoloop::cli::{Bench, Cli, Command, Report};
 use echoloop::reactor::socket::Socket;
 use echoloop::serve::{Ending, Server, StreamService};
-use echoloop::{check, cli, connect, logging, signals, stdio};
+use echoloop::{check, cli, connect, limits, logging, signals, stdio};
 use log::{error, info, warn};
 
 /// How long the program's end waits for the reader of its log.
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         Command::Completions { shell } => cli::print_completions(shell).map(|()| ExitCode::SUCCESS).map_err(Into::into),
         Command::Man(flags) => flags.print().map(|()| ExitCode::SUCCESS),
     };
-    let code = outcome.unwrap_or_else(|error| fail(&error));
+    let code = outcome.unwrap_or_else(|error| fail(&limits::explain(error)));
     logging::finish(Instant::now() + LOG_TIMEOUT);
     code
 }

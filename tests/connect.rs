@@ -107,6 +107,31 @@ fn nobody_listening_is_one_line() {
 }
 
 #[test]
+fn too_few_descriptors_are_told_with_the_remedy() {
+    let server = Server::start(&[]);
+    let outcomes = (5..13).map(|limit| {
+        let script = format!("ulimit -n {limit}; exec {ECHOLOOP} connect {}", server.addr());
+        let outcome = Command::new("sh").args(["-c", &script]).output().unwrap();
+        let errors = String::from_utf8(outcome.stderr).unwrap();
+        let told =
+            errors.lines().count() == 1 && errors.contains("limit on open files") && errors.contains("ulimit -n");
+        assert!(outcome.status.success() || told, "{limit}: {errors}");
+        outcome.status.success()
+    });
+    let outcomes: Vec<bool> = outcomes.collect();
+    assert!(!outcomes[0] && outcomes[7], "{outcomes:?}");
+}
+
+#[test]
+fn a_file_that_takes_no_streams_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("datagrams");
+    let _socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    fails(&format!("unix:{}", path.display()), b"", &["for datagrams or packets, and not a stream"]);
+    fails(&format!("unix:{}", directory.path().display()), b"", &["the file there is no socket"]);
+}
+
+#[test]
 fn what_does_not_come_back_is_an_error() {
     let server = Server::start(&["--message-limit", "1"]);
     fails(&server.addr().to_string(), &b"line\n".repeat(100_000), &["bytes not echoed"]);
@@ -144,6 +169,7 @@ fn ends(args: &[&str], input: &[u8]) -> Output {
 }
 
 fn start(args: &[&str]) -> Child {
+    pass_no_ignored_signals_on();
     let mut command = Command::new(ECHOLOOP);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().unwrap()

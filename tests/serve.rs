@@ -453,7 +453,16 @@ fn failed_start_says_why_in_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     fails(&["serve", &address], 1, &["echoloop: cannot listen on ", &address, "in use"]);
-    fails(&["serve", "192.0.2.1:1"], 1, &["cannot listen on 192.0.2.1:1", "assign"]);
+    fails(
+        &["serve", "192.0.2.1:1"],
+        1,
+        &["cannot listen on 192.0.2.1:1", "assign", "this machine has no such address"],
+    );
+    fails(&["serve", "[::ffff:127.0.0.1]:0"], 1, &["cannot listen on", "as in 127.0.0.1:7777"]);
+    fails(&["serve", "unix:/nowhere/echo.sock"], 1, &["cannot listen on", "its directory must be there"]);
+    for group in ["224.0.0.1:0", "255.255.255.255:0"] {
+        fails(&["serve", group], 1, &["cannot listen on", group, "nobody can connect to"]);
+    }
     fails(&["serve", "no-such-host.invalid:1"], 1, &["cannot resolve no-such-host.invalid:1"]);
 }
 

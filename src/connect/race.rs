@@ -5,11 +5,13 @@
 //! turn; the first that is established wins, and the others are dropped.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use mio::Token;
+use rustix::io::Errno;
 
 use crate::reactor::Stream;
 use crate::reactor::address::{Address, Endpoint};
@@ -133,15 +135,29 @@ impl Failures {
             _ => text += &self.to_string(),
         }
         let has = |kind| self.0.iter().any(|(_, error)| error.kind() == kind);
-        if has(ErrorKind::ConnectionRefused) {
+        if let Some(why) = self.0.iter().find_map(|(endpoint, error)| why_not_a_stream(endpoint, error)) {
+            text += &format!("; {why}");
+        } else if has(ErrorKind::ConnectionRefused) {
             text += &format!("; does anybody listen there? `echoloop serve {address}` would");
         } else if has(ErrorKind::NotFound) {
             text += &format!("; `echoloop serve {address}` would make it");
+        } else if self.0.iter().any(|(_, error)| error.raw_os_error() == Some(Errno::MFILE.raw_os_error())) {
+            text += "; raise the limit on open files (ulimit -n)";
         } else if has(ErrorKind::TimedOut) {
             text += "; --connect-timeout can give it longer";
         }
         anyhow::Error::msg(text)
     }
+}
+
+/// Why a file cannot be connected to, whoever listens.
+fn why_not_a_stream(endpoint: &Endpoint, error: &io::Error) -> Option<&'static str> {
+    let Endpoint::Unix(path) = endpoint else { return None };
+    if error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) {
+        return Some("the socket there is for datagrams or packets, and not a stream");
+    }
+    let metadata = fs::metadata(path).ok()?;
+    (!metadata.file_type().is_socket()).then_some("the file there is no socket")
 }
 
 impl fmt::Display for Failures {

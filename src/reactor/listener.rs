@@ -19,6 +19,7 @@ use super::acceptor::Listen;
 use crate::reactor::Poller;
 use crate::reactor::address::Endpoint;
 use crate::reactor::socket::{Origin, Socket, unix_address, unix_path};
+use crate::reactor::udp::is_group;
 
 /// How long to wait, at the start, for others that replace a socket file in the same directory.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -88,6 +89,11 @@ impl Listener {
     ///
     /// What the kernel reports, as when the address is in use or needs a privilege (bind(2)).
     pub fn tcp(address: SocketAddr, options: &SocketOptions, registry: &Registry, token: Token) -> io::Result<Self> {
+        // Linux would bind to it, and nobody could ever connect.
+        if is_group(address.ip().to_canonical()) && !address.ip().is_unspecified() {
+            let cause = "nobody can connect to a broadcast or multicast address: listen on an address of this machine, or on 0.0.0.0";
+            return Err(io::Error::new(ErrorKind::InvalidInput, cause));
+        }
         let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A server that is restarted may have connections of its former life in TIME_WAIT.
         socket.set_reuse_address(true)?;
@@ -138,8 +144,12 @@ impl Listener {
         let inherited = SockRef::from(&socket);
         inherited.set_tcp_nodelay(!options.nagle)?;
         inherited.set_keepalive(true)?;
-        // An urgent byte is data in its place (RFC 862; RFC 6093, 3). Connections inherit that too.
-        inherited.set_out_of_band_inline(true)?;
+        // An urgent byte is data in its place (RFC 862; RFC 6093, 3). Connections inherit that too. Multipath TCP, as whoever
+        // made the socket may have chosen, has no urgent data, and so no such option.
+        match inherited.set_out_of_band_inline(true) {
+            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {}
+            result => result?,
+        }
         let mut socket = TcpListener::from_std(socket);
         registry.register(&mut socket, token, Interest::READABLE)?;
         Listener::new(Listening::Tcp(socket), options, registry)
@@ -413,6 +423,19 @@ mod tests {
         let peers: Vec<_> = (0..5).map(connect).collect();
         theirs.set_nonblocking(false).unwrap();
         assert!(peers.iter().all(|_| theirs.accept().is_ok()));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    #[ignore = "needs Multipath TCP in the kernel"]
+    fn an_inherited_multipath_tcp_listener_is_taken() {
+        let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(socket2::Protocol::MPTCP)).unwrap();
+        socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(1).unwrap();
+        let poll = mio::Poll::new().unwrap();
+        let options = SocketOptions::default();
+        let listener = Listener::inherited_tcp(socket.into(), &options, poll.registry(), Token(0)).unwrap();
+        assert!(dial(&listener).peer_addr().is_ok());
     }
 
     #[test]

@@ -32,7 +32,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use indicatif::HumanCount;
 use log::{debug, info, trace, warn};
-use rustix::io::Errno;
 use signal_hook::low_level::signal_name;
 
 use crate::count::counted;
@@ -137,21 +136,6 @@ impl<P: StreamService<Socket>> Server<P> {
         make: impl FnOnce(Option<SharedPrinter>) -> (P, Option<SharedCounters>),
     ) -> anyhow::Result<Self> {
         let limit = limits::raise_open_files();
-        Self::bind_within(limit, config, make).map_err(|error| {
-            let is_limit = |cause: &io::Error| cause.raw_os_error() == Some(Errno::MFILE.raw_os_error());
-            if error.chain().any(|cause| cause.downcast_ref().is_some_and(is_limit)) {
-                error.context(format!("the limit on open files, {}, is too low: raise it (ulimit -n)", show(limit)))
-            } else {
-                error
-            }
-        })
-    }
-
-    fn bind_within(
-        limit: Option<u64>,
-        config: &Config,
-        make: impl FnOnce(Option<SharedPrinter>) -> (P, Option<SharedCounters>),
-    ) -> anyhow::Result<Self> {
         // First of all, for every descriptor that is opened before could be taken for one that was handed over.
         let inherited = supervisor::inherited()?;
         let poller = Poller::new(config.busy_poll).context("cannot make a poll")?;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use log::warn;
 use rustix::io::Errno;
 
@@ -127,17 +127,43 @@ fn bind_all(
 ) -> anyhow::Result<()> {
     let mut absent = Vec::new();
     for endpoint in resolved {
-        match bind(endpoint).with_context(|| format!("cannot listen on {}", describe(asked, endpoint))) {
-            Ok(()) => {}
-            Err(error) if error.downcast_ref().is_some_and(is_absent) => absent.push(error),
-            Err(error) => return Err(error),
+        let Err(error) = bind(endpoint) else { continue };
+        let is_absent = is_absent(&error);
+        let remedy = remedy(endpoint, &error).map_or(String::new(), |remedy| format!("; {remedy}"));
+        let error = anyhow::Error::new(error).context(format!("cannot listen on {}", describe(asked, endpoint)));
+        let error = if remedy.is_empty() { error } else { anyhow!("{error:#}{remedy}") };
+        if !is_absent {
+            return Err(error);
         }
+        absent.push(error);
     }
     if absent.len() == resolved.len() {
         return absent.into_iter().next().map_or(Ok(()), Err);
     }
     absent.iter().for_each(|error| warn!("{error:#}; its other addresses are served"));
     Ok(())
+}
+
+/// What helps against an error that the kernel has only a few words for (bind(2), ip(7), unix(7)).
+fn remedy(endpoint: &Endpoint, error: &io::Error) -> Option<&'static str> {
+    let errno = Errno::from_io_error(error)?;
+    match endpoint {
+        Endpoint::Tcp(address) | Endpoint::Udp(address) => match errno {
+            Errno::ADDRINUSE => Some("stop who listens there, or take another port; port 0 is a free one"),
+            Errno::ADDRNOTAVAIL => Some("this machine has no such address; 0.0.0.0 and [::] stand for all that it has"),
+            Errno::ACCESS => Some("low ports need a privilege (CAP_NET_BIND_SERVICE); 7777 needs none"),
+            Errno::INVAL if address.ip().to_canonical().is_ipv4() => {
+                Some("write the IPv4 address as such, as in 127.0.0.1:7777")
+            }
+            Errno::INVAL => Some("a link-local address needs its interface, as in [fe80::1%eth0]:7777"),
+            _ => None,
+        },
+        Endpoint::Unix(_) => match errno {
+            Errno::NOENT => Some("its directory must be there"),
+            Errno::ACCESS => Some("it takes the permission to make files in its directory"),
+            _ => None,
+        },
+    }
 }
 
 /// Whether an address cannot be bound to because this machine does not have it, or not its family (bind(2), ip(7)).
@@ -174,6 +200,9 @@ mod tests {
         assert_eq!(without(1, Errno::ADDRNOTAVAIL), (Ok(()), vec![both[1].clone()]));
         assert_eq!(without(1, Errno::AFNOSUPPORT), (Ok(()), vec![both[1].clone()]));
         let (outcome, _) = without(1, Errno::ADDRINUSE);
-        assert!(outcome.unwrap_err().starts_with("cannot listen on localhost:7777 ([::1]:7777): "));
+        let error = outcome.unwrap_err();
+        assert!(
+            error.starts_with("cannot listen on localhost:7777 ([::1]:7777): ") && error.ends_with("is a free one")
+        );
     }
 }

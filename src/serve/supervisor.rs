@@ -61,6 +61,10 @@ pub(super) fn inherited() -> anyhow::Result<Vec<Inherited>> {
             check_listens(SockRef::from(&socket), descriptor)?;
             Inherited::Unix(socket)
         } else if let Ok(Some(socket)) = descriptors.take_udp_socket(number) {
+            ensure!(
+                socket.local_addr().is_ok_and(|address| address.port() != 0),
+                "descriptor {descriptor} of LISTEN_FDS has no port: bind(2) must be called before it is handed over"
+            );
             Inherited::Udp(socket)
         } else {
             bail!("descriptor {descriptor} of LISTEN_FDS is neither a TCP or Unix listener nor a UDP socket");
