@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{ECHOLOOP, Server, echoloop, nobody, wait_until};
+use common::{ECHOLOOP, Server, echoloop, nobody, pass_no_ignored_signals_on, wait_until};
 use echoloop::bench::{Cause, ErrorKind, Limit, Run};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
@@ -568,6 +568,7 @@ fn search_without_its_server_ends() {
 
 #[test]
 fn second_signal_ends_waiting_and_the_report_comes() {
+    pass_no_ignored_signals_on();
     let address = server(|_, _stream| thread::sleep(Duration::from_secs(60)));
     let child = Command::new(ECHOLOOP)
         .args([

@@ -21,6 +21,7 @@ struct Running(Child);
 impl Running {
     /// Starts a server; returns it with where it listens, and what else it will print.
     fn start(command: &mut Command) -> (Running, SocketAddr, BufReader<std::process::ChildStdout>) {
+        pass_no_ignored_signals_on();
         let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
         let mut stdout = BufReader::new(running.0.stdout.take().unwrap());
         let mut line = String::new();
@@ -129,6 +130,17 @@ fn two_signals_ten_milliseconds_apart_are_two() {
     let mut peer = dial(addr);
     ping(&mut peer, b"stays, and holds the drain up");
     assert_eq!(server.signal_until_ended(Signal::TERM), Some(143));
+}
+
+#[cfg(target_os = "linux")] // elsewhere it is not known what is ignored
+#[test]
+fn these_tests_pass_in_the_background() {
+    let this = std::env::current_exe().unwrap();
+    let test = "sighup_stops_like_sigterm_unless_inherited_as_ignored";
+    let script = format!("trap '' HUP INT QUIT; exec {} --exact {test}", this.display());
+    let outcome = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let said = String::from_utf8_lossy(&outcome.stdout);
+    assert!(outcome.status.success() && said.contains("1 passed"), "{said}");
 }
 
 #[test]
@@ -368,6 +380,8 @@ fn handed_over_sockets_that_are_none_are_named() {
     let bound = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     bound.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     refused(Some(bound.into()), &[("LISTEN_FDS", "1")], "descriptor 3 of LISTEN_FDS does not listen");
+    let without_port = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    refused(Some(without_port.into()), &[("LISTEN_FDS", "1")], "descriptor 3 of LISTEN_FDS has no port");
 }
 
 #[test]

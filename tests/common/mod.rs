@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,23 @@ pub struct Server {
 
 fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// Has processes that are started from here on obey SIGINT, SIGHUP and SIGQUIT, though these tests may have been started to
+/// ignore them (`nohup cargo test &`): what is ignored is inherited, and what is handled is not (execve(2)). A handler that
+/// does nothing ignores them still.
+pub fn pass_no_ignored_signals_on() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+        for signal in [Signal::INT, Signal::HUP, Signal::QUIT].map(Signal::as_raw) {
+            if ignored & (1 << (signal - 1)) != 0 {
+                signal_hook::flag::register(signal, Arc::default()).unwrap();
+            }
+        }
+    });
 }
 
 impl Server {
@@ -59,6 +76,7 @@ impl Server {
 
     /// The same, with the standard input that the command has.
     pub fn spawn_as_it_is(mut command: Command, listeners: usize) -> Server {
+        pass_no_ignored_signals_on();
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (errors, sink) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
