@@ -342,7 +342,7 @@ fn proxied_client_is_told_with_its_end() {
     server.wait_for_log("token 0: closed: finished; 198.51.100.7:4711, 0.");
     let mut denied = server.connect();
     std::io::Write::write_all(&mut denied, b"PROXY TCP4 203.0.113.1 127.0.0.1 1 7\r\nhello").unwrap();
-    server.wait_for_log("token 0: refused 203.0.113.1:1: denied");
+    server.wait_for_log("token 0: refused 203.0.113.1:1: in a denied network");
     server.wait_for_log("token 0: closed: aborted; 203.0.113.1:1, 0.");
     let mut other = server.connect();
     std::io::Write::write_all(&mut other, b"\x1b]0;GET / HTTP/1.1\r\n\r\n").unwrap();
