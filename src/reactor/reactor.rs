@@ -253,10 +253,11 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         }
     }
 
-    /// Tries a connection's socket in the next turn, whatever was known of it.
+    /// Tries a connection's socket in the next turn, whatever was known of it, until a read says WouldBlock: an event that has
+    /// not been seen yet may be about urgent data, in front of which a read ends.
     fn look_again(&mut self, key: usize) {
         let connection = &mut self.slots[key].connection;
-        connection.note(true, true, false);
+        connection.note(true, true, true);
         self.queue(key);
     }
 

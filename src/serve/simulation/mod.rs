@@ -63,6 +63,16 @@ use world::World;
 const STORIES: &[&[&[u32]]] = &[
     // Two requests that are read in one turn: the second was forgotten, and its connection kept.
     &[&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1], &[1, 1, 0, 1], &[11, 0, 0, 0, 0, 2], &[11]],
+    // At a stop, a read that ended in front of an urgent byte passed for the end of what had arrived: its event had not been
+    // seen yet.
+    &[
+        &[0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
+        &[1],
+        &[13],
+        &[9, 0, 2],
+        &[7, 11, 2],
+        &[9, 0, 0, 208],
+    ],
 ];
 
 /// Runs one tape. Returns its account, and the tape as it was played.
