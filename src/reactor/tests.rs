@@ -549,10 +549,13 @@ fn closed_connection_has_no_protocol_deadline() {
     let (_, kernel) = world.open();
     world.pass(Duration::from_millis(502));
     assert_eq!(world.seen(), ["opened", "expired"]);
-    assert_eq!(world.reactor.sleep(world.now), Some(LINGER_TIMEOUT), "nothing is due but the end");
+    // To within a slot of the timer wheel.
+    let until_end = LINGER_TIMEOUT..LINGER_TIMEOUT * 11 / 10;
+    let sleep = world.reactor.sleep(world.now);
+    assert!(sleep.is_some_and(|sleep| until_end.contains(&sleep)), "nothing is due but the end: {sleep:?}");
     world.pass(Duration::from_millis(100));
     assert!(world.seen().is_empty() && !kernel.dropped());
-    world.pass(LINGER_TIMEOUT);
+    world.pass(LINGER_TIMEOUT * 11 / 10);
     assert!(kernel.dropped());
 }
 
