@@ -54,7 +54,8 @@ mod tests {
     }
 
     /// Where a noun follows a number in another way, because the number is never one: constants apart, these.
-    const NEVER_ONE: [&str; 2] = ["{} runs merged", "{} messages were never answered"];
+    const NEVER_ONE: [&str; 3] =
+        ["{} runs merged", "{} messages were never answered", "{size} bytes: the peer fills them"];
 
     /// Nouns that are counted in texts.
     const NOUNS: [&str; 20] = [

@@ -24,6 +24,7 @@ use log::{debug, trace};
 use mio::Token;
 
 use super::echo::{Echo, Session, StreamService};
+use crate::count::counted;
 use crate::reactor::socket::Origin;
 use crate::reactor::{self, CloseReason, DatagramSocket, Envelope, Outlet, Protocol, Sent, Stream, Transport};
 use crate::values;
@@ -526,7 +527,7 @@ impl Alter {
     ) -> Option<Vec<u8>> {
         if rng.f64() < self.drop {
             counters.dropped += 1;
-            debug!("fault: {whom}: dropped {} bytes", bytes.len());
+            debug!("fault: {whom}: dropped {}", counted(bytes.len(), "byte"));
             return None;
         }
         let mut bytes = bytes.to_vec();
@@ -534,7 +535,7 @@ impl Alter {
             let translated = how.translate(&bytes);
             if translated != bytes {
                 counters.translated += 1;
-                debug!("fault: {whom}: {how:?} made {} bytes of {}", translated.len(), bytes.len());
+                debug!("fault: {whom}: {how:?} made {} of {}", counted(translated.len(), "byte"), bytes.len());
             }
             bytes = translated;
         }
@@ -635,7 +636,7 @@ impl Faulty {
             plan.due = Some(due + pause);
             if size < rest {
                 self.counters.borrow_mut().pieces += 1;
-                trace!("fault: token {}: {size} bytes of {rest}", transport.token().0);
+                trace!("fault: token {}: {} of {rest}", transport.token().0, counted(size, "byte"));
             }
         }
     }
@@ -697,13 +698,13 @@ impl Plan {
         let Some(mut bytes) = self.alter.bytes(&mut self.rng, counters, &whom, bytes) else { return };
         if bytes.len() > 1 && self.rng.f64() < self.alter.swap {
             counters.swapped += 1;
-            debug!("fault: {whom}: swapped the halves of {} bytes", bytes.len());
+            debug!("fault: {whom}: swapped the halves of {}", counted(bytes.len(), "byte"));
             let middle = bytes.len() / 2;
             bytes.rotate_left(middle);
         }
         if self.rng.f64() < self.alter.duplicate {
             counters.duplicated += 1;
-            debug!("fault: {whom}: {} bytes twice", bytes.len());
+            debug!("fault: {whom}: {} twice", counted(bytes.len(), "byte"));
             bytes = bytes.repeat(2);
         }
         if self.held.is_empty() {
@@ -735,7 +736,7 @@ impl<S: Stream> Protocol<S> for Faulty {
         let Some(plan) = &mut state.plan else { return };
         if !plan.banner.is_empty() {
             self.counters.borrow_mut().banners += 1;
-            debug!("fault: token {}: a banner of {} bytes", transport.token().0, plan.banner.len());
+            debug!("fault: token {}: a banner of {}", transport.token().0, counted(plan.banner.len(), "byte"));
             transport.write(&plan.banner);
         }
         self.release(transport, state); // it may be that nothing at all is to be echoed
