@@ -227,8 +227,8 @@ def in_two(peer):
 
 
 def hoards(peer):
-    """Takes twenty megabytes before it pushes back."""
-    room = threading.Semaphore(20 * 16)
+    """Takes eighteen megabytes before it pushes back."""
+    room = threading.Semaphore(18 * 16)
     waiting = queue.Queue()
 
     def send():
