@@ -79,7 +79,7 @@ impl<'a, S: Stream> Transport<'a, S> {
 
     /// Closes the connection, after what has been written has left. What the peer still sends is discarded, and what it
     /// may still take and send has a deadline ([`CLOSE_TIMEOUT`](super::CLOSE_TIMEOUT),
-    /// [`LINGER_TIMEOUT`](super::LINGER_TIMEOUT)).
+    /// [`LINGER_TIMEOUT`]).
     pub fn close(&mut self) {
         let was_closing = self.connection.is_closing();
         self.connection.close(self.now.millis);
