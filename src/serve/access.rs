@@ -505,8 +505,8 @@ struct Repeated {
 
 /// Slots of the table: more than datagrams fit into a socket's buffer at the usual size, which is all that can go round (277
 /// in 208 KiB, where the smallest is charged 768 bytes; socket(7), `rmem_default`). Each datagram looks at one of them, so
-/// the table has to stay in the processor's nearest caches: with four times as many, that look took more than half of the
-/// time that an answer takes outside the kernel.
+/// the table has to stay in the processor's nearest caches: with four times as many, that look was a third of all that an
+/// answer takes outside the kernel.
 const LOOP_SLOTS: usize = 1024;
 
 /// A datagram that comes again after more than this has not come without a break: a loop that slow does no harm. And so
