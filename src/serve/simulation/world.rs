@@ -646,9 +646,9 @@ impl World {
                     wire.end();
                 });
                 let nobody = kernel.wires.iter().all(|wire| wire.closed || wire.token.is_none());
-                if self.service.is_done()
-                    || nobody && self.delayed.is_none() && kernel.backlogs.iter().all(|it| it.waiting.is_empty())
-                {
+                // One that was told to stop has an end of its own.
+                let stays = self.stopped.or(self.delayed).is_none();
+                if self.service.is_done() || nobody && stays && kernel.backlogs.iter().all(|it| it.waiting.is_empty()) {
                     return;
                 }
             }
