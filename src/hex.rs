@@ -1,5 +1,6 @@
 //! Bytes as people compare them: a hex dump, in the form of `hexdump -C`.
 
+use std::fmt;
 use std::io::Write;
 
 /// Bytes in a line.
@@ -8,21 +9,41 @@ const WIDTH: usize = 16;
 /// Appends `bytes` as lines: the position of the first byte, up to 16 bytes in hexadecimal digits, and the same as
 /// text, with a dot for what is not printable ASCII. `position` is where `bytes` begin in their stream.
 pub fn dump(position: u64, bytes: &[u8], into: &mut Vec<u8>) {
-    for (number, line) in bytes.chunks(WIDTH).enumerate() {
-        let begin = position + (number * WIDTH) as u64;
-        write!(into, "{begin:08x} ").expect("memory takes everything");
-        for place in 0..WIDTH {
-            if place % 8 == 0 {
-                into.push(b' ');
-            }
-            match line.get(place) {
-                Some(byte) => write!(into, "{byte:02x} ").expect("memory takes everything"),
-                None => into.extend_from_slice(b"   "),
+    for line in lines(position, bytes) {
+        writeln!(into, "{line}").expect("memory takes everything");
+    }
+}
+
+/// The lines of a dump. What is empty has one line, with nothing in it.
+pub fn lines(position: u64, bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
+    let at = move |number: usize| (number * WIDTH).min(bytes.len());
+    (0..bytes.len().div_ceil(WIDTH).max(1))
+        .map(move |number| Line { position: position + at(number) as u64, bytes: &bytes[at(number)..at(number + 1)] })
+}
+
+/// A line of a dump, without its newline.
+#[derive(Debug, Clone, Copy)]
+pub struct Line<'a> {
+    position: u64,
+    bytes: &'a [u8],
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        // Two digits and a space for each byte, and a space before each eight.
+        let mut numbers = [b' '; 3 * WIDTH + 2];
+        let mut text = [b'.'; WIDTH];
+        for (place, &byte) in self.bytes.iter().enumerate() {
+            let at = 1 + 3 * place + place / 8;
+            (numbers[at], numbers[at + 1]) = (DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]);
+            if byte.is_ascii_graphic() || byte == b' ' {
+                text[place] = byte;
             }
         }
-        into.extend_from_slice(b" |");
-        into.extend(line.iter().map(|&byte| if byte.is_ascii_graphic() || byte == b' ' { byte } else { b'.' }));
-        into.extend_from_slice(b"|\n");
+        let [numbers, text] =
+            [&numbers[..], &text[..self.bytes.len()]].map(|ascii| str::from_utf8(ascii).unwrap_or_default());
+        write!(f, "{:08x} {numbers} |{text}|", self.position)
     }
 }
 

@@ -1248,3 +1248,30 @@ fn longer_steps_of_a_search_are_told() {
         "{text}"
     );
 }
+
+#[test]
+fn verbose_tells_of_connections_phases_and_first_errors() {
+    let server = Server::start(&[]);
+    let address = server.addr().to_string();
+    let flags = ["bench", &address, "-c", "2", "-n", "20", "--warm-up", "20ms", "--reconnect", "5"];
+    let usual = echoloop(&flags, b"");
+    assert_eq!(String::from_utf8_lossy(&usual.stderr), "");
+    let verbose = echoloop(&[&flags[..], &["-v"]].concat(), b"");
+    assert_eq!(verbose.status.code(), Some(0));
+    let log = String::from_utf8_lossy(&verbose.stderr);
+    for text in [
+        &format!("{address} is {address}"),
+        "connection 0: open after ",
+        "2 connections open after ",
+        "warming up for 20ms",
+        "measuring: 20 messages",
+        "in place of another",
+        "the window is over: as planned",
+        "20 of 20 messages answered",
+    ] {
+        assert!(log.contains(text), "{text:?} is not in {log}");
+    }
+    let failed = echoloop(&["bench", &nobody().to_string(), "-c", "2", "-v"], b"");
+    let log = String::from_utf8_lossy(&failed.stderr);
+    assert_eq!(log.matches("the first connection refused: Connection refused").count(), 1, "{log}");
+}

@@ -78,7 +78,9 @@ fn table(name: &str, command: &Command) -> String {
 
 fn spelling(arg: &Arg) -> String {
     let takes_value = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
-    let value = arg.get_value_names().filter(|_| takes_value).map(|names| format!(" {}", names[0])).unwrap_or_default();
+    let is_optional = arg.get_num_args().is_some_and(|number| number.min_values() == 0);
+    let shown = |name: &str| if is_optional { format!("[={name}]") } else { format!(" {name}") };
+    let value = arg.get_value_names().filter(|_| takes_value).map(|names| shown(&names[0])).unwrap_or_default();
     let mut names: Vec<String> = arg.get_short().map(|short| format!("`-{short}`")).into_iter().collect();
     names.extend(arg.get_long().map(|long| format!("`--{long}{value}`")));
     names.join(", ").replace('|', "\\|")

@@ -491,6 +491,34 @@ fn messages_are_printed_with_their_peer_and_escaped() {
 }
 
 #[test]
+fn a_hex_dump_names_the_peer_of_each_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let addresses = ["127.0.0.1:0", "udp:127.0.0.1:0", &format!("unix:{}", path.display())];
+    let mut server = Server::start_on(&addresses, &["--print=hex"]);
+    let mut peer = server.connect();
+    let name = peer.local_addr().unwrap();
+    ping(&mut peer, b"\x1b[31m\0one\r\n0123456789");
+    assert_eq!(
+        server.read_line(),
+        format!("{name} < 00000000  1b 5b 33 31 6d 00 6f 6e  65 0d 0a 30 31 32 33 34  |.[31m.one..01234|\n")
+    );
+    let rest = "35 36 37 38 39                                    |56789|\n";
+    assert_eq!(server.read_line(), format!("{name} < 00000010  {rest}"));
+    ping(&mut peer, b"56789");
+    assert_eq!(server.read_line(), format!("{name} < 00000015  {rest}"));
+    ping(&mut std::os::unix::net::UnixStream::connect(&path).unwrap(), b"56789");
+    assert_eq!(server.read_line(), format!("unix < 00000000  {rest}"));
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let name = port.local_addr().unwrap();
+    for bytes in [&b""[..], b"56789"] {
+        port.send_to(bytes, server.addrs[1]).unwrap();
+    }
+    assert_eq!(server.read_line(), format!("{name} < 00000000  {:50}||\n", ""));
+    assert_eq!(server.read_line(), format!("{name} < 00000000  {rest}"));
+}
+
+#[test]
 fn leaving_reader_of_messages_stops_only_the_printing() {
     let mut server = Server::start(&["--print"]);
     server.close_stdout();

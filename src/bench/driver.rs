@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use indicatif::HumanCount;
+use log::debug;
 
 use super::clock::{Clock, Nanos, nanos};
 use super::config::Config;
@@ -65,6 +66,23 @@ impl Pace<'_> {
             messages: config.messages,
             enough: None,
         }
+    }
+}
+
+/// How long a stretch of load is to be, in words.
+fn limits(pace: &Pace) -> String {
+    let time = pace.duration.map(|duration| humantime::format_duration(duration).to_string());
+    let messages = pace.messages.map(|messages| counted(messages, "message").to_string());
+    let rate = pace.rate.map(|rate| format!("at {rate}/s"));
+    [time, messages, rate].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// Why a window has ended, in words.
+fn why(cut: Cut) -> &'static str {
+    match cut {
+        Cut::Enough => "enough is known",
+        Cut::NoConnection => "no connection is left, or nobody answers any more",
+        Cut::Interrupted => "a signal came",
     }
 }
 
@@ -196,8 +214,10 @@ impl<'a, W: World> Driver<'a, W> {
                 }
             );
         }
-        let end = self.now();
-        Ok(Duration::from_nanos(end - begin))
+        let took = Duration::from_nanos(self.now() - begin);
+        let open = self.load().open() + self.load().open_idle();
+        debug!("{} open after {}", counted(open, "connection"), show_micros(took.as_secs_f64() * 1e6));
+        Ok(took)
     }
 
     /// Of several addresses takes the first to which a connection can be opened. That connection is the first slot's, so
@@ -210,10 +230,12 @@ impl<'a, W: World> Driver<'a, W> {
             self.to_open.push(Reverse((now, 0)));
             self.await_connections()?;
             if !self.link.is_empty() || self.interrupted {
+                debug!("{address} takes connections, and is measured");
                 return Ok(1);
             }
             // That an address is nobody's is no error of the run.
             let cause = self.first_error();
+            debug!("{address} does not take connections: {cause}");
             self.load_mut().record.errors.clear();
             failures.push(format!("{address}: {cause}"));
         }
@@ -273,6 +295,7 @@ impl<'a, W: World> Driver<'a, W> {
         let from = now + nanos(pace.warm_up);
         if from > now {
             self.progress.bar.set_prefix("warming up");
+            debug!("warming up for {}", humantime::format_duration(pace.warm_up));
             self.feed_all();
         }
         while now < from && !self.is_over() {
@@ -294,6 +317,7 @@ impl<'a, W: World> Driver<'a, W> {
         // If the end was asked for before, the window closes at once, and what was just sent is of it.
         now = self.now();
         self.progress.bar.set_prefix("measuring");
+        debug!("measuring: {}", limits(pace));
         self.progress
             .bar
             .set_length(pace.duration.map_or(pace.messages.unwrap_or(0), |duration| duration.as_millis() as u64));
@@ -315,6 +339,7 @@ impl<'a, W: World> Driver<'a, W> {
             () => Some(Cut::Enough),
         };
         self.load_mut().close_window(now);
+        debug!("the window is over: {}", cut.map_or("as planned", why));
         let cpu = processor_time() - cpu;
         let idle = self.idle - idle_before;
         let watched = usage.zip(self.look(Precision::Children));
@@ -324,6 +349,8 @@ impl<'a, W: World> Driver<'a, W> {
         self.load_mut().drop_backlog(now);
         self.phase = Phase::Awaiting;
         self.progress.bar.set_prefix("last ones");
+        let outstanding = self.load().record.ledger().map_or(0, Ledger::outstanding);
+        debug!("{} in flight are awaited", counted(outstanding, "message"));
         let last = self.load().record.ledger().map_or(now, |ledger| ledger.to().max(now)) + nanos(self.config.timeout);
         now = self.now();
         while self.load().is_awaiting() && now <= last && !self.impatient && !self.deserted {
@@ -337,6 +364,7 @@ impl<'a, W: World> Driver<'a, W> {
         let (ledger, errors) = load.record.take(open).context("the window was not opened")?;
         let stalls = std::mem::replace(&mut self.stalls, Stalls::new());
         let abandoned = self.impatient;
+        debug!("{} of {} answered", ledger.outcomes.all_answered(), counted(ledger.outcomes.due, "message"));
         Ok(Outcome { ledger, errors, asked: pace.rate, cut, stalls, idle, abandoned, cpu, watched })
     }
 

@@ -5,6 +5,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use log::debug;
+
 use super::clock::Nanos;
 use super::load::{Load, Peer};
 use super::machine::World;
@@ -72,6 +74,7 @@ impl<W: World> Link<W> {
                     target = Some(address);
                     Ok(socket)
                 })?;
+                debug!("socket {index}: open");
                 if let Some(target) = target {
                     datagrams.with(token, |load, outlet| load.open_port(index, target, outlet));
                 }

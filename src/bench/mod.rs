@@ -36,6 +36,8 @@ mod watch;
 
 use std::time::{Duration, SystemTime};
 
+use log::debug;
+
 use clock::Nanos;
 use dial::Route;
 use driver::{Driver, Outcome, Pace};
@@ -77,6 +79,9 @@ pub fn run<T>(config: &Config, prepare: impl FnOnce() -> anyhow::Result<T>) -> a
 /// The same, over routes that have been found.
 fn run_over(config: &Config, loop_parts: (Poller, StopSignals), routes: Vec<Route>) -> anyhow::Result<Run> {
     let watch = config.watch_pid.map(|pid| Watch::new(pid, &routes)).transpose()?;
+    for route in &routes {
+        debug!("{} is {}", config.address, route.target);
+    }
     let machine = Machine::new(config, loop_parts, routes)?;
     let (datagrams, max_closing, open_files) =
         (machine.is_datagrams(), machine.max_closing(config), machine.open_files);

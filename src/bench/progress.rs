@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
+use log::{Level, log_enabled};
 use rustix::termios::tcgetwinsize;
 
 use crate::count::counted;
@@ -19,7 +20,7 @@ const LIMIT: usize = 64 * 1024;
 /// How long the end of the run waits for a reader.
 const FINISH: Duration = Duration::from_secs(1);
 
-/// What is said, and a progress bar, which is hidden if standard error is no terminal.
+/// What is said, and a progress bar, which is hidden if standard error is no terminal, or has the log's lines.
 pub(super) struct Progress {
     pub bar: ProgressBar,
     /// `None`: nobody is to hear of it.
@@ -30,7 +31,7 @@ impl Progress {
     pub fn new() -> io::Result<Self> {
         let outlet = Outlet::new("progress", LIMIT, stdio::stderr(), Frames)?;
         let screen = Arc::new(Screen { frame: Mutex::default(), outlet });
-        let bar = if io::stderr().is_terminal() {
+        let bar = if io::stderr().is_terminal() && !log_enabled!(Level::Debug) {
             let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal(screen.clone())), 20);
             let style = ProgressStyle::with_template("{prefix:>10} {bar:24} {msg}").expect("the template is valid");
             ProgressBar::with_draw_target(Some(0), target).with_style(style)

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
+use log::debug;
 
 use super::clock::Nanos;
 use super::latency::{histogram, record};
@@ -161,11 +162,15 @@ impl Record {
     /// Notes that something went wrong so many times at a slot. The first time is told, with the address.
     pub fn errors(&mut self, kind: ErrorKind, slot: usize, count: u64, text: impl FnOnce() -> String) {
         let addresses = &self.addresses;
-        let first = || match addresses.get(slot % addresses.len().max(1)) {
-            Some(address) => format!("{address}: {}", text()),
-            None => text(),
+        let first = || {
+            let first = match addresses.get(slot % addresses.len().max(1)) {
+                Some(address) => format!("{address}: {}", text()),
+                None => text(),
+            };
+            debug!("the first {}: {first}", kind.counted(1).trim_start_matches("1 "));
+            ErrorCount { kind, count: 0, first }
         };
-        self.errors.entry(kind).or_insert_with(|| ErrorCount { kind, count: 0, first: first() }).count += count;
+        self.errors.entry(kind).or_insert_with(first).count += count;
     }
 
     pub fn mismatch(&mut self, mismatch: Mismatch) {

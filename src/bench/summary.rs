@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use indicatif::HumanCount;
+use log::debug;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -556,7 +557,9 @@ impl Run {
             let run = Run::parse(json).with_context(|| format!("{label} is not a run of `echoloop bench`"))?;
             Ok((label, run))
         };
-        objects.iter().enumerate().map(parse).collect()
+        let runs: Vec<_> = objects.iter().enumerate().map(parse).collect::<anyhow::Result<_>>()?;
+        debug!("{label}: {}", counted(runs.len(), "run"));
+        Ok(runs)
     }
 
     /// Reads the one run of a file; `-` is standard input.

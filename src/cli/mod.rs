@@ -36,7 +36,7 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// Log more: -v connections, -vv event loop. The latter is every step that it makes
+    /// Log more: -v connections, -vv event loop. The latter is every step that it makes; -vvv names its place in the source
     #[arg(help_heading = "Logging", short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use log::debug;
 use mio::Token;
 
 use super::console::Console;
@@ -325,6 +326,7 @@ impl<S: Stream> Protocol<Line<S>> for Reception {
     }
 
     fn closed(&mut self, _: Token, (): (), reason: &CloseReason) {
+        debug!("the connection is closed: {reason}");
         if let CloseReason::Failed(error) = reason {
             self.failure = Some(io::Error::new(error.kind(), error.to_string()));
         }

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use log::debug;
 use mio::Token;
 use rustix::io::Errno;
 
@@ -113,8 +114,8 @@ impl<'a> Client<'a> {
         let next = next_socket(console, &mut datagrams, &mut others, &mut failures);
         let (token, to) = next.ok_or_else(|| failures.explain(&config.address))?;
         if console.interactive {
-            let text = format!("sending datagrams to {}; {}\n", config.address, super::how_to_end(config));
-            console.screen.say(&text);
+            let endpoint = Endpoint::Udp(to.from);
+            console.screen.say(&format!("sending datagrams to {}\n", super::whom(config, &endpoint)));
         }
         let now = Instant::now();
         Ok(Client {
@@ -305,7 +306,10 @@ fn next_socket(
 ) -> Option<(Token, Envelope)> {
     while let Some(address) = addresses.pop_front() {
         match datagrams.add(|token| UdpPort::connect(address, None, console.registry(), token)) {
-            Ok(token) => return Some((token, Envelope::from(address))),
+            Ok(token) => {
+                debug!("sending datagrams to {address}");
+                return Some((token, Envelope::from(address)));
+            }
             Err(error) => failures.0.push((Endpoint::Udp(address), error)),
         }
     }

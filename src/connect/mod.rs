@@ -25,8 +25,10 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
+use log::debug;
 use mio::Token;
 
+use crate::escape;
 use crate::reactor::Poller;
 use crate::reactor::address::Endpoint;
 use crate::reactor::socket::Socket;
@@ -83,10 +85,9 @@ fn converse(config: &Config, console: &mut Console) -> anyhow::Result<()> {
         return datagrams::run(config, console, addresses);
     }
     let (endpoint, mut socket) = connect(config, console, endpoints, began)?;
+    debug!("connected to {endpoint} after {:?}", began.elapsed());
     if console.interactive {
-        let by_name = endpoint.to_string() != config.address.to_string();
-        let number = if by_name { format!(" ({endpoint})") } else { String::new() };
-        console.screen.say(&format!("connected to {}{number}; {}\n", config.address, how_to_end(config)));
+        console.screen.say(&format!("connected to {}\n", whom(config, &endpoint)));
     }
     let mut client = Client::start(config, console.interactive, |token| {
         console.registry().reregister(&mut socket, token, Poller::interest())?;
@@ -107,7 +108,11 @@ fn resolve(config: &Config, console: &mut Console, began: Instant) -> anyhow::Re
     let mut now = began;
     loop {
         match found.try_recv() {
-            Ok(endpoints) => return endpoints.with_context(|| format!("cannot resolve {}", config.address)),
+            Ok(Ok(endpoints)) => {
+                endpoints.iter().for_each(|endpoint| debug!("{} is {endpoint}", config.address));
+                return Ok(endpoints);
+            }
+            Ok(Err(error)) => return Err(error).with_context(|| format!("cannot resolve {}", config.address)),
             Err(TryRecvError::Empty) if now < began + config.connect_timeout => {}
             Err(TryRecvError::Empty) => {
                 let timeout = humantime::format_duration(config.connect_timeout);
@@ -130,6 +135,7 @@ fn connect(
     let mut now = Instant::now();
     loop {
         let dial = |endpoint: &Endpoint, token: Token| {
+            debug!("connecting to {endpoint}");
             let mut socket = match endpoint {
                 Endpoint::Unix(path) => Socket::connect_unix(path)?,
                 Endpoint::Tcp(address) | Endpoint::Udp(address) => Socket::connect_tcp(*address, None)?,
@@ -145,12 +151,12 @@ fn connect(
     }
 }
 
-/// What a user at a terminal is told.
-fn how_to_end(config: &Config) -> String {
-    match &config.terminator {
-        Some(word) => format!("the line {word} or Ctrl-D ends"),
-        None => "Ctrl-D ends".to_owned(),
-    }
+/// What a user at a terminal is told: whom the lines go to, by name and by number, and how to end.
+fn whom(config: &Config, endpoint: &Endpoint) -> String {
+    let (name, number) = (config.address.to_string(), endpoint.to_string());
+    let number = if number == name { String::new() } else { format!(" ({number})") };
+    let word = config.terminator.as_ref().map_or(String::new(), |word| format!("the line {word} or "));
+    escape::text(&format!("{name}{number}; {word}Ctrl-D ends")).to_string()
 }
 
 /// What an end means that all would be well with, but for a text that was expected and did not come.

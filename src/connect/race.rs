@@ -10,6 +10,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
 
+use log::debug;
 use mio::Token;
 use rustix::io::Errno;
 
@@ -61,6 +62,7 @@ impl<S: Stream> Race<S> {
                 Ok(true) => return Some(Ok(self.running.swap_remove(number))),
                 Ok(false) => number += 1,
                 Err(error) => {
+                    debug!("{}: {error}", self.running[number].0);
                     self.failures.0.push((self.running.remove(number).0, error));
                     self.next_at = now;
                 }

@@ -39,9 +39,11 @@ pub struct Config {
     pub once: bool,
 
     /// Print each message with its peer's address. Control characters and bytes that are not UTF-8 are escaped; a line that
-    /// ends in a single \ is continued. Beyond 2 MiB, what a slow reader leaves unread is left out
-    #[arg(help_heading = "Output", long)]
-    pub print: bool,
+    /// ends in a single \ is continued. Beyond 2 MiB, what a slow reader leaves unread is left out. With =hex print a hex dump
+    /// of all that comes instead, 16 bytes a line
+    #[arg(help_heading = "Output", long, value_name = "FORMAT", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "text", value_parser = Print::parse)]
+    pub print: Option<Print>,
 
     /// Serve at most N connections at once. Further connections wait in the backlog until there is room. By default, as
     /// many as the limit on open files allows once it has been raised to its maximum
@@ -106,6 +108,35 @@ impl Config {
     /// Messages after which it closes a connection.
     pub fn message_limit(&self) -> Option<u64> {
         if self.once { Some(1) } else { self.message_limit }
+    }
+}
+
+/// How to print what comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Print {
+    /// Not at all: for a variable that says no.
+    Nothing,
+    /// As messages.
+    Text,
+    /// As a hex dump.
+    Hex,
+}
+
+impl Print {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.to_lowercase().as_str() {
+            "hex" => Ok(Print::Hex),
+            "text" | "1" | "true" | "yes" | "on" | "t" | "y" => Ok(Print::Text),
+            "0" | "false" | "no" | "off" | "f" | "n" => Ok(Print::Nothing),
+            _ => Err("there are text and hex: write it as in --print, --print=hex".to_owned()),
+        }
+    }
+}
+
+impl Config {
+    /// Whether what comes is printed.
+    pub(super) fn prints(&self) -> bool {
+        self.print.is_some_and(|print| print != Print::Nothing)
     }
 }
 

@@ -19,6 +19,8 @@ use crate::reactor::{DatagramProtocol, DatagramSocket, Envelope, Outlet, Sent};
 pub(super) struct DatagramEcho {
     pub gate: DatagramGate,
     pub printer: Option<SharedPrinter>,
+    /// It prints hex dumps.
+    pub hex: bool,
     /// What is to be done wrong.
     pub faults: Option<Box<DatagramFaults>>,
 }
@@ -31,7 +33,7 @@ impl<D: DatagramSocket> DatagramProtocol<D> for DatagramEcho {
             return;
         }
         if let Some(printer) = &self.printer {
-            print_datagram(printer, Origin::Ip(from), bytes);
+            print_datagram(printer, self.hex, Origin::Ip(from), bytes);
         }
         let sent = match &mut self.faults {
             None => outlet.send(bytes, envelope),
@@ -78,7 +80,7 @@ mod tests {
         let port = ScriptedPort::default();
         let mut gate = DatagramGate::new(access);
         gate.set_own_ports(vec![7777]);
-        let mut datagrams = Datagrams::new(DatagramEcho { gate, printer: None, faults: None }, 100);
+        let mut datagrams = Datagrams::new(DatagramEcho { gate, printer: None, hex: false, faults: None }, 100);
         let token = datagrams.add(|_| Ok(port.clone())).unwrap();
         let mut world = World { datagrams, port, token, now: Instant::now() };
         world.turn(); // what may have come before it was in the poll

@@ -19,14 +19,14 @@ use log::{Level, debug, log_enabled};
 use memchr::memchr;
 use mio::Token;
 
-use super::Config;
 use super::access::{AccessOptions, Gate, Refusal};
+use super::config::{Config, Print};
 use super::logged::Logged;
 use super::printer::Printer;
 use super::proxy::{self, Header};
-use crate::escape;
 use crate::reactor::socket::Origin;
 use crate::reactor::{self, CloseReason, Protocol, Stream, Transport};
+use crate::{escape, hex};
 
 /// How long a proxy may take to send its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,8 +55,22 @@ struct Rules {
     terminator: Option<Vec<u8>>,
     limit: Option<u64>,
     printer: Option<SharedPrinter>,
+    /// What comes is printed as a hex dump, and not as messages.
+    hex: bool,
     /// Messages, over all connections.
     count: u64,
+}
+
+impl Rules {
+    /// The printer, if messages are printed.
+    fn message_printer(&self) -> Option<&SharedPrinter> {
+        self.printer.as_ref().filter(|_| !self.hex)
+    }
+
+    /// The printer, if a hex dump is printed.
+    fn hex_printer(&self) -> Option<&SharedPrinter> {
+        self.printer.as_ref().filter(|_| self.hex)
+    }
 }
 
 impl Echo {
@@ -68,7 +82,11 @@ impl Echo {
     /// What `config` asks for; messages are printed with `printer`.
     pub(super) fn configured(config: &Config, printer: Option<SharedPrinter>) -> Self {
         let terminator = config.terminator.as_deref().map(str::as_bytes);
-        Echo::with(terminator, config.message_limit(), printer, &config.access)
+        let mut echo = Echo::with(terminator, config.message_limit(), printer, &config.access);
+        if let Some(rules) = &mut echo.rules {
+            rules.hex = config.print == Some(Print::Hex);
+        }
+        echo
     }
 
     fn with(
@@ -80,7 +98,7 @@ impl Echo {
         let looks = terminator.is_some() || limit.is_some() || printer.is_some();
         let terminator = terminator.map(|word| [word, b"\r"].concat());
         Echo {
-            rules: looks.then_some(Rules { terminator, limit, printer, count: 0 }),
+            rules: looks.then_some(Rules { terminator, limit, printer, hex: false, count: 0 }),
             gate: Gate::new(access),
             proxied: access.has_proxy(),
             admitted: 0,
@@ -309,14 +327,20 @@ struct Messages {
     pending: Pending,
     /// The pending message's bytes, as far as they are still to be printed. Empty if nothing is printed.
     unprinted: Vec<u8>,
+    /// Bytes that have come, where they are printed as a hex dump.
+    position: u64,
 }
 
 impl Messages {
     fn new(peer: Origin) -> Self {
-        Messages { peer, count: 0, pending: NOTHING, unprinted: Vec::new() }
+        Messages { peer, count: 0, pending: NOTHING, unprinted: Vec::new(), position: 0 }
     }
 
     fn receive(&mut self, rules: &mut Rules, bytes: &[u8]) -> After {
+        if let Some(printer) = rules.hex_printer().filter(|_| !bytes.is_empty()) {
+            print_hex(printer, self.peer, self.position, bytes);
+            self.position += bytes.len() as u64;
+        }
         let mut at = 0;
         while let Some(length) = memchr(b'\n', &bytes[at..]) {
             self.extend(rules, &bytes[at..at + length]);
@@ -353,7 +377,7 @@ impl Messages {
             let still_possible = rules.terminator.as_ref().is_some_and(|word| word[length..].starts_with(bytes));
             self.pending = if still_possible { Pending::Beginning(length + bytes.len()) } else { Pending::Other };
         }
-        if let Some(printer) = &rules.printer {
+        if let Some(printer) = rules.message_printer() {
             for piece in bytes.chunks(PRINT_PIECE) {
                 if self.unprinted.len() + piece.len() > PRINT_PIECE {
                     print(printer, self.peer, &self.unprinted, More::Follows);
@@ -379,7 +403,7 @@ impl Messages {
         self.pending = NOTHING;
         self.count += 1;
         rules.count += 1;
-        if let Some(printer) = &rules.printer {
+        if let Some(printer) = rules.message_printer() {
             let message = std::mem::take(&mut self.unprinted);
             let message = match message.strip_suffix(b"\r") {
                 Some(without) if end == End::Newline => without,
@@ -392,8 +416,17 @@ impl Messages {
 }
 
 /// Prints a datagram as the message it is.
-pub(super) fn print_datagram(printer: &SharedPrinter, from: Origin, bytes: &[u8]) {
-    print(printer, from, bytes, More::None);
+pub(super) fn print_datagram(printer: &SharedPrinter, hex: bool, from: Origin, bytes: &[u8]) {
+    match hex {
+        true => print_hex(printer, from, 0, bytes),
+        false => print(printer, from, bytes, More::None),
+    }
+}
+
+/// Prints what has come from a peer as a hex dump, of which each line says whose it is: lines of several peers alternate.
+fn print_hex(printer: &SharedPrinter, peer: Origin, position: u64, bytes: &[u8]) {
+    let mut printer = printer.borrow_mut();
+    hex::lines(position, bytes).for_each(|line| printer.print(|out| writeln!(out, "{peer} < {line}")));
 }
 
 /// Whether a printed piece is the last of its message.
@@ -553,6 +586,21 @@ mod tests {
                 assert_eq!(session.printed(), "one\nby\nbyebye\n\nbye\n");
             }
         }
+    }
+
+    #[test]
+    fn a_hex_dump_counts_the_bytes_of_its_connection() {
+        let mut session = Session::new(None, None);
+        session.rules.hex = true;
+        session.segment("one\ntwo");
+        session.segment("\u{202e}0123456789abcdef");
+        assert_eq!(session.messages.unprinted.capacity(), 0, "nothing is gathered");
+        let expected = "\
+< 00000000  6f 6e 65 0a 74 77 6f                              |one.two|
+< 00000007  e2 80 ae 30 31 32 33 34  35 36 37 38 39 61 62 63  |...0123456789abc|
+< 00000017  64 65 66                                          |def|
+";
+        assert_eq!(session.printed(), expected);
     }
 
     #[test]

@@ -1128,7 +1128,7 @@ mod tests {
         let counters = SharedCounters::default();
         let faults = options.datagrams(&counters);
         let gate = DatagramGate::new(&AccessOptions::default());
-        let mut datagrams = Datagrams::new(DatagramEcho { gate, printer: None, faults }, 0);
+        let mut datagrams = Datagrams::new(DatagramEcho { gate, printer: None, hex: false, faults }, 0);
         let port = ScriptedPort::default();
         let token = datagrams.add(|_| Ok(port.clone())).unwrap();
         for number in 0..5 {

@@ -51,7 +51,7 @@ use supervisor::Supervisor;
 use tokens::Owner;
 
 pub use access::{AccessOptions, Refusal, Refusals};
-pub use config::Config;
+pub use config::{Config, Print};
 pub use echo::StreamService;
 pub use echo::{Echo, Session};
 pub use fault::{Fault, FaultCounters, FaultOptions, Faulty, Greeting};
@@ -142,7 +142,7 @@ impl<P: StreamService<Socket>> Server<P> {
         let signals = StopSignals::new(poller.registry())?;
         check_backlog(config.sockets.backlog);
         let printer = Rc::new(RefCell::new(Printer::new(stdio::stdout()).context("cannot print")?));
-        let prints = config.print.then(|| printer.clone());
+        let prints = config.prints().then(|| printer.clone());
         let (protocol, faults) = make(prints.clone());
         let mut service = Service::around(protocol, faults, config, prints, Instant::now());
         let mut binder = Binder {

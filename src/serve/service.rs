@@ -8,7 +8,7 @@ use log::{debug, info, warn};
 
 use super::access::DatagramGate;
 use super::admin::{Admin, Snapshot, StatusSource};
-use super::config::Config;
+use super::config::{Config, Print};
 use super::datagrams::DatagramEcho;
 use super::echo::{Echo, SharedPrinter, StreamService};
 use super::fault::{Accepting, FaultCounters, SharedCounters};
@@ -81,6 +81,7 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
         let datagrams = DatagramEcho {
             gate: DatagramGate::new(&config.access),
             printer: printer.clone(),
+            hex: config.print == Some(Print::Hex),
             faults: faults.as_ref().and_then(|counters| config.faults.datagrams(counters)),
         };
         let mut service = Service {

@@ -2,12 +2,14 @@
 
 use std::io::{self, ErrorKind as Io};
 
+use log::debug;
 use mio::Token;
 
 use super::backends::{Heard, MAX_GREETING};
 use super::slot::{Flight, Stage};
 use super::{Load, Outcome};
 use crate::bench::clock::Nanos;
+use crate::bench::latency::{micros, show_micros};
 use crate::bench::payload::{Cause, PIECE};
 use crate::bench::summary::ErrorKind;
 use crate::count::counted;
@@ -165,7 +167,10 @@ impl<S: Stream> Protocol<S> for Load {
                 None => self.is_open(peer.slot, now),
             }
             let slot = &mut self.slots[peer.slot as usize];
-            self.record.connected(now.saturating_sub(since), std::mem::replace(&mut slot.seasoned, true));
+            let (took, again) = (now.saturating_sub(since), std::mem::replace(&mut slot.seasoned, true));
+            let purpose = if again { ", in place of another" } else { "" };
+            debug!("connection {}: open after {}{purpose}", slot.serial, show_micros(micros(took)));
+            self.record.connected(took, again);
             self.feed(transport, peer.slot);
         }
     }
@@ -239,6 +244,7 @@ impl<S: Stream> Protocol<S> for Load {
             return;
         }
         let slot = &self.slots[index];
+        debug!("connection {}: closed: {reason}", slot.serial);
         match (slot.stage, reason) {
             (Stage::Connecting { .. }, CloseReason::Failed(error)) => {
                 self.fail(index, connect_kind(error), error.to_string(), Outcome::Failed);
