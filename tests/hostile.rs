@@ -665,6 +665,11 @@ fn lack_of_memory_ends_connections_not_the_server() {
 
     let mut server = Server::start(&["--print", "--terminator", "bye", "-v"]);
     let _unread = server.take_stdout();
+    // A thread that has just begun takes memory for its stacks, and without it the process ends.
+    wait_until("all threads sleep", || {
+        let mut threads = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+        threads.all(|it| fs::read_to_string(it.unwrap().path().join("stat")).unwrap().contains(") S "))
+    });
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
     let size = line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024;

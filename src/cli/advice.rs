@@ -260,7 +260,9 @@ fn option_elsewhere(program: &Command, arg: &str, command: &str) -> Option<Strin
         [all @ .., last] => format!("{} and {last}", all.join(", ")),
         [] => return None,
     };
-    let value = option.get_value_names().and_then(|names| names.first()).filter(|_| option.get_action().takes_values());
+    let takes_one =
+        option.get_action().takes_values() && option.get_num_args().is_none_or(|number| number.min_values() > 0);
+    let value = option.get_value_names().and_then(|names| names.first()).filter(|_| takes_one);
     let line = match value {
         None => format!("echoloop {first} {arg}"),
         Some(kind) => format!("echoloop {first} {}", example_value(&format!("{arg} <{kind}>"))?),

@@ -128,7 +128,7 @@ impl Print {
             "hex" => Ok(Print::Hex),
             "text" | "1" | "true" | "yes" | "on" | "t" | "y" => Ok(Print::Text),
             "0" | "false" | "no" | "off" | "f" | "n" => Ok(Print::Nothing),
-            _ => Err("there are text and hex: write it as in --print, --print=hex".to_owned()),
+            _ => Err("there are text and hex: write it as in text, hex".to_owned()),
         }
     }
 }
