@@ -37,6 +37,9 @@ const SHOWN: usize = 24;
 /// The buffers of a connection that does not read: small, so that it is soon known what the service does about it.
 const SMALL_BUFFER: usize = 16 * 1024;
 
+/// The receive buffer of a connection that reads after it has not.
+const READ_BUFFER: usize = 1024 * 1024;
+
 /// A connection of ours, and what has become of it.
 #[derive(Debug, Default)]
 pub(super) struct Line {
@@ -528,7 +531,12 @@ impl Lab {
     /// Begins to read, of a connection that was not read.
     pub fn resume(&mut self, number: usize) {
         self.line_mut(number).paused = false;
-        self.with(number, |transport| transport.resume_reading());
+        self.with(number, |transport| {
+            // A buffer that is smaller than a segment (64 KiB on loopback) would make the sender wait for its timer before
+            // each of them (RFC 9293, 3.8.6.2).
+            set_receive_buffer(transport.socket(), READ_BUFFER);
+            transport.resume_reading();
+        });
     }
 
     /// Closes our side alone.
@@ -705,6 +713,14 @@ fn is_ours(error: &io::Error) -> bool {
     let ours =
         [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL, Errno::PERM, Errno::ACCESS];
     ours.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// A smaller one does as well, only slower.
+fn set_receive_buffer(socket: &Socket, size: usize) {
+    let _ = match socket {
+        Socket::Tcp(stream) => socket2::SockRef::from(stream).set_recv_buffer_size(size),
+        Socket::Unix(stream) => socket2::SockRef::from(stream).set_recv_buffer_size(size),
+    };
 }
 
 fn set_small_buffers(socket: &Socket) -> io::Result<()> {
