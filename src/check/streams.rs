@@ -359,13 +359,18 @@ pub(super) fn at_once(lab: &mut Lab) -> Outcome {
         }
         lab.round_trip = began.elapsed();
     }
-    for line in &lines {
+    all_answer(lab, &lines, |number| format!("a second message on connection {number} of {many}"))
+}
+
+/// Sends a message on each of the connections, and then awaits the answers; `sent` says what it was, of which connection,
+/// counted from one.
+fn all_answer(lab: &mut Lab, lines: &[usize], sent: impl Fn(usize) -> String) -> Outcome {
+    for line in lines {
         let message = lab.message(16);
         lab.send(*line, &message);
     }
-    for (number, line) in lines.iter().enumerate() {
-        let sent = format!("a second message on connection {} of {many}", number + 1);
-        lab.await_echo(*line).map_err(|trouble| blame(trouble, &sent))?;
+    for (at, line) in lines.iter().enumerate() {
+        lab.await_echo(*line).map_err(|trouble| blame(trouble, &sent(at + 1)))?;
     }
     Ok(())
 }
@@ -376,15 +381,7 @@ pub(super) fn burst(lab: &mut Lab) -> Outcome {
     for line in &lines {
         lab.await_open(*line)?;
     }
-    for line in &lines {
-        let message = lab.message(16);
-        lab.send(*line, &message);
-    }
-    for (number, line) in lines.iter().enumerate() {
-        let sent = format!("a message on connection {} of {many} that came together", number + 1);
-        lab.await_echo(*line).map_err(|trouble| blame(trouble, &sent))?;
-    }
-    Ok(())
+    all_answer(lab, &lines, |number| format!("a message on connection {number} of {many} that came together"))
 }
 
 pub(super) fn fairness(lab: &mut Lab) -> Outcome {

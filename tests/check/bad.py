@@ -148,25 +148,6 @@ def segments(peer):
         peer.sendall(data)
 
 
-def stuck():
-    """One thread for all, that goes round for ever when a zero byte comes."""
-    listener = listen()
-    selector = selectors.DefaultSelector()
-    selector.register(listener, selectors.EVENT_READ)
-    while True:
-        for key, _ in selector.select():
-            if key.fileobj is listener:
-                selector.register(listener.accept()[0], selectors.EVENT_READ)
-                continue
-            data = key.fileobj.recv(65536)
-            while b"\0" in data:
-                time.sleep(0.1)
-            key.fileobj.sendall(data)
-            if not data:
-                selector.unregister(key.fileobj)
-                key.fileobj.close()
-
-
 def partial(peer):
     """send() takes a part, and its return value is not looked at."""
     peer.setblocking(False)
@@ -284,6 +265,8 @@ def one_thread(wrong):
             peer = key.fileobj
             try:
                 while data := peer.recv(65536):
+                    while wrong == "stuck" and b"\0" in data:  # it goes round for ever
+                        time.sleep(0.1)
                     peer.sendall(data)  # blocks
                     if wrong != "greedy":
                         break
@@ -484,7 +467,7 @@ signal.signal(signal.SIGPIPE, signal.SIG_DFL if kind == "sigpipe" else signal.SI
     "signed": lambda: threads(altered(lambda data: data.replace(b"\x90", b"\x10"))),
     "banner": lambda: threads(lambda peer: (peer.sendall(b"220 ready\r\n"), echo(peer))),
     "unbounded": unbounded,
-    "stuck": stuck,
+    "stuck": lambda: one_thread("stuck"),
     "sequential": sequential,
     "once": once,
     "few": lambda: few(20),
