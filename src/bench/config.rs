@@ -125,19 +125,6 @@ pub struct Config {
     pub name: Option<String>,
 }
 
-#[cfg(test)]
-impl Config {
-    /// What these options mean.
-    pub fn of_flags(flags: &str) -> Self {
-        #[derive(clap::Parser)]
-        struct Alone {
-            #[command(flatten)]
-            config: Config,
-        }
-        <Alone as clap::Parser>::parse_from(flags.split_whitespace()).config
-    }
-}
-
 impl Config {
     /// Refuses a criterion that can never be under this configuration.
     pub fn check_criterion(&self, criterion: &Criterion) -> Result<(), String> {
@@ -232,5 +219,18 @@ impl Config {
             seed: self.seed,
             busy_poll: self.busy_poll.as_secs_f64(),
         }
+    }
+}
+
+#[cfg(test)]
+impl Config {
+    /// What these options mean.
+    pub fn of_flags(flags: &str) -> Self {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            config: Config,
+        }
+        <Alone as clap::Parser>::parse_from(flags.split_whitespace()).config
     }
 }

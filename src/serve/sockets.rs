@@ -149,7 +149,7 @@ fn remedy(endpoint: &Endpoint, error: &io::Error) -> Option<&'static str> {
     let errno = Errno::from_io_error(error)?;
     match endpoint {
         Endpoint::Tcp(address) | Endpoint::Udp(address) => match errno {
-            Errno::ADDRINUSE => Some("stop who listens there, or take another port; port 0 is a free one"),
+            Errno::ADDRINUSE => Some("stop whoever listens there, or take another port; port 0 is a free one"),
             Errno::ADDRNOTAVAIL => Some("this machine has no such address; 0.0.0.0 and [::] stand for all that it has"),
             Errno::ACCESS => Some("low ports need a privilege (CAP_NET_BIND_SERVICE); 7777 needs none"),
             Errno::INVAL if address.ip().to_canonical().is_ipv4() => {
