@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::reactor::address::{Address, AddressError, DEFAULT};
+use crate::reactor::is_group;
 
 /// The longest duration taken: longer ones are a slip of the pen, and overflow sums with the clock's time.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -374,6 +375,9 @@ pub(crate) fn destination(text: &str) -> Result<Address, String> {
     match &address {
         Address::Tcp(host) | Address::Udp(host) if host.port() == 0 => {
             Err(with_example("nobody can be reached at port 0", DEFAULT))
+        }
+        Address::Tcp(host) | Address::Udp(host) if host.name().parse().is_ok_and(is_group) => {
+            Err(with_example("nobody answers from a broadcast or multicast address", DEFAULT))
         }
         _ => Ok(address),
     }

@@ -472,6 +472,11 @@ fn what_cannot_be_meant_says_so() {
     fails(&["serve", "127.0.0.1:99999"], 2, &["99999"]);
     fails(&["serve", "::1:80"], 2, &["brackets"]);
     fails(&["serve", ":80"], 2, &["no host"]);
+    for (client, group) in
+        [("connect", "udp:255.255.255.255:7"), ("bench", "udp:224.0.0.1:7"), ("bench", "[ff02::1]:7")]
+    {
+        fails(&[client, group], 2, &[group, "nobody answers from a broadcast or multicast address"]);
+    }
     fails(&["serve", "--once", "--accept-limit", "3"], 2, &["--once", "--accept-limit"]);
     fails(&["serve", "--idle-timeout", "soon"], 2, &["soon", "--idle-timeout"]);
     fails(&["serve", "-q", "-v"], 2, &["--quiet"]);

@@ -90,7 +90,7 @@ impl Listener {
     /// What the kernel reports, as when the address is in use or needs a privilege (bind(2)).
     pub fn tcp(address: SocketAddr, options: &SocketOptions, registry: &Registry, token: Token) -> io::Result<Self> {
         // Linux would bind to it, and nobody could ever connect.
-        if is_group(address.ip().to_canonical()) && !address.ip().is_unspecified() {
+        if is_group(address.ip()) {
             let cause = "nobody can connect to a broadcast or multicast address: listen on an address of this machine, or on 0.0.0.0";
             return Err(io::Error::new(ErrorKind::InvalidInput, cause));
         }

@@ -113,7 +113,7 @@ fn is_for_many(address: SocketAddr) -> io::Result<bool> {
     if address.ip().is_unspecified() {
         return Ok(false);
     }
-    if is_group(address.ip().to_canonical()) {
+    if is_group(address.ip()) {
         return Ok(true);
     }
     let probe = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
@@ -121,9 +121,10 @@ fn is_for_many(address: SocketAddr) -> io::Result<bool> {
     Ok(matches!(probe.connect(&discard.into()), Err(error) if error.kind() == ErrorKind::PermissionDenied))
 }
 
-/// Whether an address is none of a single host.
+/// Whether an address is one of many hosts, whatever network they are in: multicast, or 255.255.255.255.
 pub(crate) fn is_group(ip: IpAddr) -> bool {
-    ip.is_multicast() || ip.is_unspecified() || matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
+    let ip = ip.to_canonical();
+    ip.is_multicast() || matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
 }
 
 impl DatagramSocket for UdpPort {
@@ -203,7 +204,7 @@ mod pktinfo {
                 }
                 ControlMessageOwned::Ipv6PacketInfo(info) => {
                     let to = IpAddr::from(info.ipi6_addr.s6_addr);
-                    envelope.to_many = super::is_group(to.to_canonical());
+                    envelope.to_many = super::is_group(to);
                     envelope.to = Some(to);
                 }
                 _ => {}

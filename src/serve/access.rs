@@ -410,7 +410,7 @@ impl DatagramGate {
     fn judge(&mut self, question: &Question<'_>, now: Instant) -> Result<(), Refusal> {
         let from = question.from;
         let ip = from.ip().to_canonical();
-        if question.to_many || is_group(ip) {
+        if question.to_many || is_group(ip) || ip.is_unspecified() {
             return Err(Refusal::Broadcast);
         }
         // Of our own ports too when they are another machine's: it may well run the same service there.
