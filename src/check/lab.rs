@@ -533,8 +533,8 @@ impl Lab {
         self.line_mut(number).paused = false;
         self.with(number, |transport| {
             // A buffer that is smaller than a segment (64 KiB on loopback) would make the sender wait for its timer before
-            // each of them (RFC 9293, 3.8.6.2).
-            set_receive_buffer(transport.socket(), READ_BUFFER);
+            // each of them (RFC 9293, 3.8.6.2). Where it cannot be had, that is only slow.
+            let _ = sock_ref(transport.socket()).set_recv_buffer_size(READ_BUFFER);
             transport.resume_reading();
         });
     }
@@ -715,22 +715,16 @@ fn is_ours(error: &io::Error) -> bool {
     ours.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// A smaller one does as well, only slower.
-fn set_receive_buffer(socket: &Socket, size: usize) {
-    let _ = match socket {
-        Socket::Tcp(stream) => socket2::SockRef::from(stream).set_recv_buffer_size(size),
-        Socket::Unix(stream) => socket2::SockRef::from(stream).set_recv_buffer_size(size),
-    };
+fn set_small_buffers(socket: &Socket) -> io::Result<()> {
+    let socket = sock_ref(socket);
+    socket.set_recv_buffer_size(SMALL_BUFFER)?;
+    socket.set_send_buffer_size(4 * SMALL_BUFFER)
 }
 
-fn set_small_buffers(socket: &Socket) -> io::Result<()> {
-    let set = |socket: socket2::SockRef<'_>| {
-        socket.set_recv_buffer_size(SMALL_BUFFER)?;
-        socket.set_send_buffer_size(4 * SMALL_BUFFER)
-    };
+fn sock_ref(socket: &Socket) -> socket2::SockRef<'_> {
     match socket {
-        Socket::Tcp(stream) => set(socket2::SockRef::from(stream)),
-        Socket::Unix(stream) => set(socket2::SockRef::from(stream)),
+        Socket::Tcp(stream) => stream.into(),
+        Socket::Unix(stream) => stream.into(),
     }
 }
 

@@ -153,11 +153,11 @@ const ORDERS: [&str; 8] = ["start", "run", "up", "stop", "restart", "status", "r
 pub(super) fn improve(error: &mut clap::Error, program: &Command, line: &[OsString]) {
     let line: Vec<String> = line.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let command = line.iter().skip(1).find(|arg| program.find_subcommand(arg.as_str()).is_some());
+    let command = command.map_or("", String::as_str);
     let (text, value) = (|kind| context(error, kind), context(error, ContextKind::InvalidValue));
     let mut is_guess = true;
     let tip = match error.kind() {
         ErrorKind::UnknownArgument => text(ContextKind::InvalidArg).and_then(|arg| {
-            let command = command.map_or("", |command| command.as_str());
             unknown_argument(&arg, command, &line).or_else(|| {
                 is_guess = false;
                 option_elsewhere(program, &arg, command)
@@ -168,21 +168,11 @@ pub(super) fn improve(error: &mut clap::Error, program: &Command, line: &[OsStri
             let option = text(ContextKind::InvalidArg);
             option.and_then(|option| example_value(&option)).map(|example| format!("for example {example}"))
         }
-        ErrorKind::ValueValidation
-            if value
-                .as_deref()
-                .is_some_and(|value| two_words(value, command.map_or("", |it| it.as_str()), &line).is_some()) =>
-        {
-            two_words(&value.unwrap_or_default(), command.map_or("", |command| command.as_str()), &line)
-        }
-        ErrorKind::ValueValidation if value.as_deref().is_some_and(|value| ORDERS.contains(&value)) => {
-            let is_address = text(ContextKind::InvalidArg).is_some_and(|arg| arg.contains("ADDR"));
-            let command = command.map_or("serve", |command| command.as_str());
-            is_address.then(|| match command {
-                "serve" => "it starts at once, and stops at Ctrl-C or SIGTERM: echoloop serve".to_owned(),
-                command => format!("it starts at once: echoloop {command}"),
-            })
-        }
+        ErrorKind::ValueValidation => value.and_then(|value| {
+            let is_address = || text(ContextKind::InvalidArg).is_some_and(|arg| arg.contains("ADDR"));
+            let is_order = || ORDERS.contains(&value.as_str()) && is_address();
+            two_words(&value, command, &line).or_else(|| is_order().then(|| order(command)))
+        }),
         _ => None,
     };
     if error.kind() == ErrorKind::UnknownArgument {
@@ -204,6 +194,14 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<String> {
     match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         _ => None,
+    }
+}
+
+/// What starts a command, for those who took an order for its address.
+fn order(command: &str) -> String {
+    match command {
+        "serve" | "" => "it starts at once, and stops at Ctrl-C or SIGTERM: echoloop serve".to_owned(),
+        command => format!("it starts at once: echoloop {command}"),
     }
 }
 
