@@ -1,6 +1,6 @@
 //! What came of the rounds: figures, their ratios to the first server's, and the tables that show them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::Path;
@@ -169,8 +169,12 @@ impl Results {
             .with_context(|| format!("{} is not what `cargo bench --bench peers` writes", path.display()))
     }
 
+    /// Whole or not at all, so that what was measured is there though it is killed meanwhile.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
-        fs::write(path, serde_json::to_string_pretty(self)?).with_context(|| format!("cannot write {}", path.display()))
+        let new = path.with_extension("json.new");
+        fs::write(&new, serde_json::to_string_pretty(self)?)
+            .and_then(|()| fs::rename(&new, path))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     pub fn mismatches(&self) -> u64 {
@@ -227,11 +231,35 @@ impl Results {
         }
         let mut text = format!("{table}\n\n");
         let mut told = None;
-        for scenario in scenarios {
+        for scenario in &scenarios {
             if told != Some(&scenario.name) {
                 text.push_str(&format!("- **{}**: {}\n", scenario.name, scenario.about));
                 told = Some(&scenario.name);
             }
+        }
+        text + &Self::absent(&scenarios)
+    }
+
+    /// Who has no figures somewhere, and why; and whose figures have errors in them.
+    fn absent(scenarios: &[&Scenario]) -> String {
+        let mut reasons: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut errors = BTreeSet::new();
+        for scenario in scenarios {
+            for peer in &scenario.peers {
+                if let Outcome::LeftOut(reason) = &peer.outcome {
+                    reasons.entry(reason).or_default().insert(&peer.name);
+                }
+                let count: u64 = peer.rounds().iter().map(|figures| figures.errors).sum();
+                if count > 0 {
+                    errors.insert(format!("{} in {}: {}", peer.name, scenario.name, indicatif::HumanCount(count)));
+                }
+            }
+        }
+        let list = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(", ");
+        let mut text: String =
+            reasons.into_iter().map(|(reason, names)| format!("- no figure, {reason}: {}\n", list(names))).collect();
+        if !errors.is_empty() {
+            text.push_str(&format!("- errors: {}\n", errors.into_iter().collect::<Vec<_>>().join("; ")));
         }
         text
     }

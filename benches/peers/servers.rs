@@ -153,8 +153,9 @@ fn is_installed(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
-/// Becomes `command`, on one core.
+/// Becomes `command`, on one core, and ends with the process that started it, however that ends.
 pub fn pin(core: usize, command: &[String]) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let mut cores = CpuSet::new();
     cores.set(core);
     sched_setaffinity(None, &cores)?;
