@@ -6,6 +6,8 @@ use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Registry};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::source::Readiness;
 
@@ -21,6 +23,8 @@ pub struct Poller {
     poll: Poll,
     events: Events,
     spinning: Spinning,
+    /// See [`Poller::wait_exactly`].
+    exact: bool,
 }
 
 /// Whether spinning before a sleep is worth it: while events come so close on each other that it meets them. Where they
@@ -52,7 +56,14 @@ impl Poller {
     /// What the kernel reports, as when there is no descriptor left (epoll_create1(2)).
     pub fn new(busy_poll: Duration) -> io::Result<Self> {
         let spinning = Spinning { limit: busy_poll, misses: 0 };
-        Ok(Poller { poll: Poll::new()?, events: Events::with_capacity(EVENTS), spinning })
+        Ok(Poller { poll: Poll::new()?, events: Events::with_capacity(EVENTS), spinning, exact: false })
+    }
+
+    /// Ends waits when their timeout has passed, and not up to a millisecond later, at the price of a second system call
+    /// per wait: epoll_wait(2) counts in milliseconds, to which mio rounds up. Other systems' polls are exact in any case
+    /// (kevent(2) takes nanoseconds).
+    pub fn wait_exactly(&mut self) {
+        self.exact = true;
     }
 
     /// Where sources are registered.
@@ -80,7 +91,8 @@ impl Poller {
         let began = (!self.spinning.limit.is_zero()).then(Instant::now);
         let spun = began.map_or(Ok(false), |began| self.spin(began, timeout))?;
         if !spun {
-            self.poll(timeout)?;
+            let left = if self.exact { self.sleep(timeout)? } else { timeout };
+            self.poll(left)?;
         }
         let now = Instant::now();
         if let Some(began) = began {
@@ -114,6 +126,26 @@ impl Poller {
         }
     }
 
+    /// Sleeps until something is ready or `timeout` has passed, to the nanosecond as far as the kernel keeps it (ppoll(2)
+    /// on the poll's own descriptor, which is readable while events are there to be taken, epoll(7)). Returns how long
+    /// the poll may still sleep.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn sleep(&self, timeout: Option<Duration>) -> io::Result<Option<Duration>> {
+        // What is too long for a Timespec need not be exact.
+        let Some(exact) = timeout.filter(|it| !it.is_zero()).and_then(|it| Timespec::try_from(it).ok()) else {
+            return Ok(timeout);
+        };
+        match rustix::event::poll(&mut [PollFd::new(self.registry(), PollFlags::IN)], Some(&exact)) {
+            Err(error) if error != rustix::io::Errno::INTR => Err(error.into()),
+            _ => Ok(Some(Duration::ZERO)),
+        }
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    fn sleep(&self, timeout: Option<Duration>) -> io::Result<Option<Duration>> {
+        Ok(timeout)
+    }
+
     fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() != ErrorKind::Interrupted => Err(error),
@@ -125,6 +157,25 @@ impl Poller {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exact_waits_are_never_short_and_see_events() {
+        let mut poller = Poller::new(Duration::ZERO).unwrap();
+        poller.wait_exactly();
+        for wait in [1, 150, 1_500].map(Duration::from_micros) {
+            let began = Instant::now();
+            assert_eq!(poller.wait(Some(wait)).unwrap().1.count(), 0);
+            assert!(began.elapsed() >= wait, "{wait:?}");
+        }
+        let token = mio::Token(7);
+        let waker = mio::Waker::new(poller.registry(), token).unwrap();
+        waker.wake().unwrap();
+        for wait in [Duration::ZERO, Duration::from_secs(600), Duration::MAX] {
+            waker.wake().unwrap();
+            let (_, mut events) = poller.wait(Some(wait)).unwrap();
+            assert_eq!(events.next().map(|readiness| readiness.token), Some(token), "{wait:?}");
+        }
+    }
 
     #[test]
     fn spinning_stops_where_events_are_far_apart() {

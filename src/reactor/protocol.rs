@@ -1,7 +1,7 @@
 //! What a service does with its connections.
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::Token;
 
@@ -23,6 +23,10 @@ pub trait Protocol<S: Stream>: Sized {
     /// is then not read either, and its memory stays bounded by one read. A client of such a server must say yes, or
     /// the two would wait for each other.
     const FULL_DUPLEX: bool = false;
+
+    /// How late [`expired`](Protocol::expired) may be called, on top of what the poll is late: how finely deadlines are
+    /// told apart. The shorter it is, the more often one that is far ahead is looked at: each 1,022 ticks.
+    const TICK: Duration = Duration::from_millis(1);
 
     /// A peer has connected to a listener. Returns what is to be remembered about it.
     ///
@@ -64,7 +68,7 @@ pub trait Protocol<S: Stream>: Sized {
 
     /// The [`deadline`](Protocol::deadline) has passed. By default the connection is aborted. It can be closed too, with
     /// a last word to the peer, or the deadline be moved; of one that stays where it is this is called again, each
-    /// millisecond.
+    /// [tick](Protocol::TICK).
     fn expired(&mut self, transport: &mut Transport<'_, S>, _state: &mut Self::State) {
         transport.abort();
     }

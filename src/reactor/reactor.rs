@@ -75,7 +75,7 @@ where
     now: Now,
     idle: Option<(Millis, TimerWheel)>,
     closing: TimerWheel,
-    /// The protocol's own deadlines.
+    /// The protocol's own deadlines, in ticks of [`Protocol::TICK`] since the reactor began.
     deadlines: TimerWheel,
     draining: bool,
 }
@@ -101,7 +101,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             now: Now { instant: began, millis: 0 },
             idle,
             closing: TimerWheel::for_timeout(millis(super::CLOSE_TIMEOUT)),
-            // To within a millisecond, which is what a poll can sleep; asked again once a second if farther ahead.
+            // To within a tick; asked again once a revolution if farther ahead.
             deadlines: TimerWheel::new(1, 1024),
             draining: false,
         }
@@ -405,6 +405,11 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         true
     }
 
+    /// Ticks of the protocol's deadlines since the reactor began, at the beginning of this turn.
+    fn ticks(&self) -> u64 {
+        nanos(self.now.instant.saturating_duration_since(self.began)) / nanos(P::TICK)
+    }
+
     /// Puts a connection into the ready queue, if it can make a step and is not there yet.
     fn queue(&mut self, key: usize) {
         let connection = &mut self.slots[key].connection;
@@ -420,7 +425,7 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
         if let Some(due) = connection.closing_due() {
             self.closing.arm(key, due, self.now.millis);
         } else if let Some(due) = self.protocol.deadline(state) {
-            self.deadlines.arm(key, millis_until(self.began, due), self.now.millis);
+            self.deadlines.arm(key, ticks_until::<S, P>(self.began, due), self.ticks());
         }
     }
 
@@ -446,11 +451,14 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             let unsent = self.slots.get(key).is_some_and(|slot| slot.connection.would_lose_bytes());
             self.remove(key, if unsent { CloseReason::Stalled } else { CloseReason::Finished });
         }
-        self.deadlines.expire(now, |key| {
-            let Slot { connection, state } = self.slots.get(key)?;
-            let due = self.protocol.deadline(state).filter(|_| connection.closing_due().is_none())?;
-            pending(millis_until(self.began, due), now, || overdue.push(key))
-        });
+        if !self.deadlines.is_empty() {
+            let (began, now) = (self.began, self.ticks());
+            self.deadlines.expire(now, |key| {
+                let Slot { connection, state } = self.slots.get(key)?;
+                let due = self.protocol.deadline(state).filter(|_| connection.closing_due().is_none())?;
+                pending(ticks_until::<S, P>(began, due), now, || overdue.push(key))
+            });
+        }
         for key in overdue {
             self.with(Token(self.settings.first_token + key), |protocol, transport, state| {
                 protocol.expired(transport, state);
@@ -613,9 +621,10 @@ impl<S: Stream, P: Protocol<S>> Source for Reactor<S, P> {
             return Some(Duration::ZERO);
         }
         let idle = self.idle.as_ref().and_then(|(_, wheel)| wheel.next_due());
-        let due = [idle, self.closing.next_due(), self.deadlines.next_due()].into_iter().flatten().min();
+        let closing = [idle, self.closing.next_due()].into_iter().flatten().min().map(Duration::from_millis);
+        let deadline = self.deadlines.next_due().map(|due| Duration::from_nanos(due * nanos(P::TICK)));
         let since_began = now.saturating_duration_since(self.began);
-        let timers = due.map(|due| Duration::from_millis(due).saturating_sub(since_began));
+        let timers = shortest([closing, deadline]).map(|due| due.saturating_sub(since_began));
         shortest([timers, self.acceptor.sleep(now, self.slots.len(), self.settings.max_connections)])
     }
 }
@@ -693,9 +702,15 @@ fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).map_or(Millis::MAX / 2, |millis| millis.min(Millis::MAX / 2))
 }
 
-/// Milliseconds from `began` to `due`, rounded up: no time runs out early.
-fn millis_until(began: Instant, due: Instant) -> Millis {
-    millis(due.saturating_duration_since(began) + Duration::from_nanos(999_999))
+/// Ticks of a protocol's deadlines from `began` to `due`, rounded up: no time runs out early.
+fn ticks_until<S: Stream, P: Protocol<S>>(began: Instant, due: Instant) -> u64 {
+    nanos(due.saturating_duration_since(began)).div_ceil(nanos(P::TICK))
+}
+
+/// Nanoseconds, for the next 292 years.
+const fn nanos(duration: Duration) -> u64 {
+    let (nanos, most) = (duration.as_nanos(), u64::MAX / 2);
+    if nanos < most as u128 { nanos as u64 } else { most }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! A deadline that moves *forward* in time therefore costs nothing; one that comes *closer* than the entry gets another
 //! entry in an earlier slot, and the later one is ignored when it comes due.
 
-/// Milliseconds since the reactor began.
+/// Milliseconds since the reactor began; on the wheel of a protocol's deadlines, its ticks.
 pub type Millis = u64;
 
 /// A key without an entry.
@@ -83,9 +83,14 @@ impl TimerWheel {
         }
     }
 
+    /// Whether nothing is waited for.
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
     /// When the next slot with an entry comes due.
     pub fn next_due(&self) -> Option<Millis> {
-        if self.entries == 0 {
+        if self.is_empty() {
             return None;
         }
         let count = self.slots.len();

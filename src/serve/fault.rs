@@ -3,8 +3,7 @@
 //! Clients, proxies and health checks meet services that are slow or wrong, and are tested with one that can be made so.
 //! [`Faulty`] is a protocol around the [`Echo`], which stays what it is: what has been received is altered, delayed or cut
 //! in pieces before the echo sees it, and where the echo would end a connection that may be done otherwise. Time comes
-//! from the reactor's timer wheel: nothing is early, and late by at most two milliseconds, one for the wheel's slots and one
-//! for what a poll can sleep. While bytes are held back nothing more is read from that connection, so what it takes is
+//! from the reactor's timer wheel: nothing is early, and late by a tick of 0.1 ms at most, and by what waking up takes. While bytes are held back nothing more is read from that connection, so what it takes is
 //! bounded by one read, and TCP pushes back. Datagrams that are held back wait in a queue that is bounded.
 //!
 //! Which connections misbehave and how is decided by a seed and the connection's number: the same seed, the same faults,
@@ -725,6 +724,8 @@ impl Plan {
 impl<S: Stream> Protocol<S> for Faulty {
     type State = Victim;
 
+    const TICK: Duration = Duration::from_micros(100);
+
     fn accept(&mut self, origin: Origin, now: Instant) -> Result<Victim, reactor::Refusal> {
         let echo = Protocol::<S>::accept(&mut self.echo, origin, now)?;
         Ok(Victim { echo, plan: self.plan() })
@@ -1022,6 +1023,26 @@ mod tests {
         world.run();
         assert_eq!(peer.1.written(), b"onetwo");
         assert_eq!(world.counters.borrow().delayed, 2);
+    }
+
+    #[test]
+    fn delays_are_never_short_and_late_by_a_tick() {
+        let tick = <Faulty as Protocol<Scripted>>::TICK;
+        for (spec, delay) in [("delay=1ms", 1_000), ("delay=370us", 370), ("delay=250ms", 250_000)] {
+            let mut world = World::new(&[spec]);
+            let peer = world.open();
+            for number in 1..50 {
+                world.now += Duration::from_micros(number * 37);
+                let (due, until) = (world.now + Duration::from_micros(delay), world.now + Duration::from_secs(1));
+                world.arrive(&peer, b"x");
+                while peer.1.written().len() < number as usize {
+                    world.now += world.reactor.sleep(world.now).expect("it is due");
+                    assert!(world.now < until, "{spec}");
+                    world.reactor.turn(world.now);
+                }
+                assert!((due..=due + tick).contains(&world.now), "{spec}: {:?} late", world.now - due);
+            }
+        }
     }
 
     #[test]

@@ -117,6 +117,7 @@ impl Server<Faulty> {
         });
         server.service.streams.protocol_mut().set_port(port);
         if !config.faults.fault.is_empty() {
+            server.poller.wait_exactly();
             let faults: Vec<_> = config.faults.fault.iter().map(ToString::to_string).collect();
             let seed = config.faults.fault_seed;
             warn!("THIS SERVER MISBEHAVES ON REQUEST: --fault {} (seed {seed})", faults.join(" --fault "));
