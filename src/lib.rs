@@ -69,6 +69,8 @@ pub mod cli;
 pub mod connect;
 mod count;
 #[cfg(feature = "cli")]
+mod destination;
+#[cfg(feature = "cli")]
 pub mod escape;
 #[cfg(feature = "cli")]
 pub mod files;

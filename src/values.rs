@@ -10,9 +10,6 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::reactor::address::{Address, AddressError, DEFAULT};
-use crate::reactor::is_group;
-
 /// The longest duration taken: longer ones are a slip of the pen, and overflow sums with the clock's time.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
@@ -155,7 +152,7 @@ fn bytes(unit: &str) -> Option<u64> {
     base.checked_pow(power)
 }
 
-fn with_example(error: impl std::fmt::Display, examples: &str) -> String {
+pub(crate) fn with_example(error: impl std::fmt::Display, examples: &str) -> String {
     format!("{error}: write it as in {examples}")
 }
 
@@ -358,29 +355,6 @@ pub(crate) fn word(text: &str) -> Result<String, String> {
 pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
     let now = || humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     humantime::parse_rfc3339_weak(text).map_err(|_| with_example("it is not a date and a time in UTC", &now()))
-}
-
-/// The address of one service, of which the port may be left to be chosen: 0.
-pub(crate) fn service(text: &str) -> Result<Address, String> {
-    text.parse().map_err(|error| match error {
-        AddressError::NoHost(port, kind) => with_example("it has no host", &format!("{kind}127.0.0.1:{port}")),
-        AddressError::List(all) => with_example("these are several addresses, and it takes one", &all[0]),
-        error => error.to_string(),
-    })
-}
-
-/// An address to connect to: of one machine, at one port.
-pub(crate) fn destination(text: &str) -> Result<Address, String> {
-    let address = service(text)?;
-    match &address {
-        Address::Tcp(host) | Address::Udp(host) if host.port() == 0 => {
-            Err(with_example("nobody can be reached at port 0", DEFAULT))
-        }
-        Address::Tcp(host) | Address::Udp(host) if host.name().parse().is_ok_and(is_group) => {
-            Err(with_example("nobody answers from a broadcast or multicast address", DEFAULT))
-        }
-        _ => Ok(address),
-    }
 }
 
 /// A text to look for.

@@ -12,7 +12,7 @@ use super::dial::{Family, Sources};
 use super::schedule::Schedule;
 use super::summary::Settings;
 use crate::reactor::address::{self, Address};
-use crate::values;
+use crate::{destination, values};
 
 /// How long is measured, unless something else ends it.
 const DURATION: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ const DURATION: Duration = Duration::from_secs(10);
 pub struct Config {
     /// Load HOST:PORT, udp:HOST:PORT or unix:PATH. PORT alone is on 127.0.0.1; an IPv6 address is in brackets, as in
     /// [::1]:7777; with udp: each message is a datagram
-    #[arg(value_name = "ADDR", default_value = address::DEFAULT, value_parser = values::destination)]
+    #[arg(value_name = "ADDR", default_value = address::DEFAULT, value_parser = destination::destination)]
     pub address: Address,
 
     /// Connections that carry messages. May be 0 if there are --idle ones

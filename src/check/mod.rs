@@ -27,7 +27,7 @@ use signal_hook::low_level::signal_name;
 
 use crate::count::counted;
 use crate::reactor::address::{Address, DEFAULT, Endpoint};
-use crate::{escape, files, limits, stdio, values};
+use crate::{destination, escape, files, limits, stdio, values};
 use catalogue::{About, Promise};
 use exec::Service;
 use lab::Lab;
@@ -45,7 +45,7 @@ const LOOKS: u32 = 3;
 pub struct Config {
     /// Check HOST:PORT, udp:HOST:PORT or unix:PATH. PORT alone is on 127.0.0.1 [default: 127.0.0.1:7777; with --exec,
     /// its port]
-    #[arg(value_name = "ADDR", value_parser = values::service)]
+    #[arg(value_name = "ADDR", value_parser = destination::service)]
     pub address: Option<Address>,
 
     /// Connections at once. So many are opened where many are tried

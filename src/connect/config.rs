@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::reactor::address::{self, Address};
-use crate::values;
+use crate::{destination, values};
 
 /// The options of `connect`.
 #[derive(Debug, Clone, clap::Args)]
@@ -13,7 +13,7 @@ pub struct Config {
     /// Connect to HOST:PORT, udp:HOST:PORT or unix:PATH. PORT alone is on 127.0.0.1; an IPv6 address is in brackets, as
     /// in [::1]:7777; with udp: each line is a datagram. If a name has several addresses, the first one that answers is
     /// taken
-    #[arg(value_name = "ADDR", default_value = address::DEFAULT, value_parser = values::destination)]
+    #[arg(value_name = "ADDR", default_value = address::DEFAULT, value_parser = destination::destination)]
     pub address: Address,
 
     /// Send lines without their newlines. Each is sent after the echo of the one before has come; a newline is printed

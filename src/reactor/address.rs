@@ -6,7 +6,7 @@
 use crate::count::counted;
 use std::fmt;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -324,6 +324,12 @@ impl Host {
         }
         Ok(found)
     }
+}
+
+/// Whether an address is one of many hosts, whatever network they are in: multicast, or 255.255.255.255.
+pub(crate) fn is_group(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    ip.is_multicast() || matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
 }
 
 #[cfg(test)]

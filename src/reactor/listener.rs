@@ -17,9 +17,8 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
 use super::acceptor::Listen;
 use crate::reactor::Poller;
-use crate::reactor::address::Endpoint;
+use crate::reactor::address::{Endpoint, is_group};
 use crate::reactor::socket::{Origin, Socket, unix_address, unix_path};
-use crate::reactor::udp::is_group;
 
 /// How long to wait, at the start, for others that replace a socket file in the same directory.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);

@@ -129,5 +129,3 @@ pub use source::{Readiness, Source, shortest};
 pub use stream::{EDGES, Stream};
 pub use transport::Transport;
 pub use udp::UdpPort;
-#[cfg(feature = "cli")]
-pub(crate) use udp::is_group;

@@ -7,6 +7,7 @@ use mio::net::UdpSocket;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Type};
 
+use super::address::is_group;
 use super::datagrams::{DatagramSocket, Envelope};
 use super::listener::{SocketOptions, prepare};
 use super::poller::Poller;
@@ -121,12 +122,6 @@ fn is_for_many(address: SocketAddr) -> io::Result<bool> {
     Ok(matches!(probe.connect(&discard.into()), Err(error) if error.kind() == ErrorKind::PermissionDenied))
 }
 
-/// Whether an address is one of many hosts, whatever network they are in: multicast, or 255.255.255.255.
-pub(crate) fn is_group(ip: IpAddr) -> bool {
-    let ip = ip.to_canonical();
-    ip.is_multicast() || matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
-}
-
 impl DatagramSocket for UdpPort {
     fn max_queued(&self) -> usize {
         let buffer = socket2::SockRef::from(&self.socket).recv_buffer_size();
@@ -204,7 +199,7 @@ mod pktinfo {
                 }
                 ControlMessageOwned::Ipv6PacketInfo(info) => {
                     let to = IpAddr::from(info.ipi6_addr.s6_addr);
-                    envelope.to_many = super::is_group(to);
+                    envelope.to_many = super::super::address::is_group(to);
                     envelope.to = Some(to);
                 }
                 _ => {}

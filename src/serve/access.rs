@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use ipnet::IpNet;
 
+use crate::reactor;
+use crate::reactor::address::is_group;
 use crate::reactor::socket::Origin;
-use crate::reactor::{self, is_group};
 use crate::values::{self, canonical};
 
 const SECOND: Duration = Duration::from_secs(1);

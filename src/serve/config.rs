@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
 use super::access::AccessOptions;
+use super::echo::{Echo, SharedPrinter};
 use super::fault::FaultOptions;
 use crate::reactor::SocketOptions;
 use crate::reactor::address::{Address, AddressError};
@@ -134,6 +135,17 @@ impl Print {
 }
 
 impl Config {
+    /// The echo that is asked for; messages are printed with `printer`.
+    pub(super) fn echo(&self, printer: Option<SharedPrinter>) -> Echo {
+        let terminator = self.terminator.as_deref().map(str::as_bytes);
+        Echo::with(terminator, self.message_limit(), printer, self.prints_hex(), &self.access)
+    }
+
+    /// Whether what comes is printed as a hex dump.
+    pub(super) fn prints_hex(&self) -> bool {
+        self.print == Some(Print::Hex)
+    }
+
     /// Whether what comes is printed.
     pub(super) fn prints(&self) -> bool {
         self.print.is_some_and(|print| print != Print::Nothing)

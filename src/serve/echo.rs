@@ -20,7 +20,6 @@ use memchr::memchr;
 use mio::Token;
 
 use super::access::{AccessOptions, Gate, Refusal};
-use super::config::{Config, Print};
 use super::logged::Logged;
 use super::printer::Printer;
 use super::proxy::{self, Header};
@@ -76,29 +75,21 @@ impl Rules {
 impl Echo {
     /// An echo to everybody that closes a connection after a message equal to `terminator` or after `limit` messages.
     pub fn new(terminator: Option<&[u8]>, limit: Option<u64>) -> Self {
-        Echo::with(terminator, limit, None, &AccessOptions::default())
+        Echo::with(terminator, limit, None, false, &AccessOptions::default())
     }
 
-    /// What `config` asks for; messages are printed with `printer`.
-    pub(super) fn configured(config: &Config, printer: Option<SharedPrinter>) -> Self {
-        let terminator = config.terminator.as_deref().map(str::as_bytes);
-        let mut echo = Echo::with(terminator, config.message_limit(), printer, &config.access);
-        if let Some(rules) = &mut echo.rules {
-            rules.hex = config.print == Some(Print::Hex);
-        }
-        echo
-    }
-
-    fn with(
+    /// The same to those that `access` admits; messages are printed with `printer`, or a hex dump of what comes.
+    pub(super) fn with(
         terminator: Option<&[u8]>,
         limit: Option<u64>,
         printer: Option<SharedPrinter>,
+        hex: bool,
         access: &AccessOptions,
     ) -> Self {
         let looks = terminator.is_some() || limit.is_some() || printer.is_some();
         let terminator = terminator.map(|word| [word, b"\r"].concat());
         Echo {
-            rules: looks.then_some(Rules { terminator, limit, printer, hex: false, count: 0 }),
+            rules: looks.then_some(Rules { terminator, limit, printer, hex, count: 0 }),
             gate: Gate::new(access),
             proxied: access.has_proxy(),
             admitted: 0,
@@ -476,7 +467,7 @@ mod tests {
             let printed = Shared::default();
             let printer = Rc::new(RefCell::new(Printer::new(printed.clone()).unwrap()));
             let access = AccessOptions::default();
-            let echo = Echo::with(terminator.map(str::as_bytes), limit, Some(printer), &access);
+            let echo = Echo::with(terminator.map(str::as_bytes), limit, Some(printer), false, &access);
             let messages = Messages::new(Origin::Ip("127.0.0.1:1".parse().unwrap()));
             Session { rules: echo.rules.unwrap(), messages, printed }
         }

@@ -95,7 +95,7 @@ impl Server {
     ///
     /// If one of the addresses cannot be had: an error that names it and the cause.
     pub fn bind(config: &Config) -> anyhow::Result<Self> {
-        Server::bind_with(config, |printer| (Echo::configured(config, printer), None))
+        Server::bind_with(config, |printer| (config.echo(printer), None))
     }
 }
 
@@ -108,8 +108,7 @@ impl Server<Faulty> {
     pub fn bind_faulty(config: &Config) -> anyhow::Result<Self> {
         let counters = SharedCounters::default();
         let mut server = Server::bind_with(config, |printer| {
-            let echo = Echo::configured(config, printer);
-            (Faulty::new(echo, &config.faults, counters.clone()), Some(counters))
+            (Faulty::new(config.echo(printer), &config.faults, counters.clone()), Some(counters))
         })?;
         let port = server.endpoints.iter().find_map(|endpoint| match endpoint {
             Endpoint::Tcp(address) => Some(address.port()),

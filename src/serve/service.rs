@@ -8,7 +8,7 @@ use log::{debug, info, warn};
 
 use super::access::DatagramGate;
 use super::admin::{Admin, Snapshot, StatusSource};
-use super::config::{Config, Print};
+use super::config::Config;
 use super::datagrams::DatagramEcho;
 use super::echo::{Echo, SharedPrinter, StreamService};
 use super::fault::{Accepting, FaultCounters, SharedCounters};
@@ -59,8 +59,7 @@ pub(super) struct Service<S: Stream, D: DatagramSocket, P: StreamService<S> = Ec
 impl<S: Stream, D: DatagramSocket> Service<S, D> {
     /// What `config` asks for, with at most `max_connections` over streams; messages are printed with `printer`.
     pub fn new(config: &Config, max_connections: usize, printer: Option<SharedPrinter>, now: Instant) -> Self {
-        let echo = Echo::configured(config, printer.clone());
-        let mut service = Service::around(echo, None, config, printer, now);
+        let mut service = Service::around(config.echo(printer.clone()), None, config, printer, now);
         service.streams.set_max_connections(max_connections);
         service
     }
@@ -81,7 +80,7 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Service<S, D, P> {
         let datagrams = DatagramEcho {
             gate: DatagramGate::new(&config.access),
             printer: printer.clone(),
-            hex: config.print == Some(Print::Hex),
+            hex: config.prints_hex(),
             faults: faults.as_ref().and_then(|counters| config.faults.datagrams(counters)),
         };
         let mut service = Service {
