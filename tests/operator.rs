@@ -308,6 +308,10 @@ fn a_proxy_tells_for_whom_it_speaks() {
     unfinished.write_all(b"PROXY TCP4 198.51").unwrap();
     unfinished.shutdown(Shutdown::Write).unwrap();
     assert!(is_turned_away(&mut unfinished));
+    // A balancer's check connects, and leaves: it gets an end, and no reset.
+    let mut bare_check = server.connect();
+    bare_check.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(bare_check.read(&mut [0; 1]).unwrap(), 0);
     let began = Instant::now();
     assert!(is_turned_away(&mut server.connect()));
     assert!(began.elapsed() >= Duration::from_secs(4), "it had time");

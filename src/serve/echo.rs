@@ -215,13 +215,14 @@ impl<S: Stream> Protocol<S> for Echo {
     }
 
     fn eof(&mut self, transport: &mut Transport<'_, S>, state: &mut Self::State) {
-        match (&mut self.rules, state) {
-            (_, Some(session)) if session.header.is_some() => {
+        if let Some(awaited) = state.as_ref().and_then(|session| session.header.as_ref()) {
+            // Who says nothing at all asks whether somebody listens, as balancers do: that is no mistake.
+            if !awaited.bytes.is_empty() {
                 self.gate.refuse(Refusal::Header);
                 transport.abort();
             }
-            (Some(rules), Some(session)) => session.messages.end_of_stream(rules),
-            _ => {}
+        } else if let (Some(rules), Some(session)) = (&mut self.rules, state) {
+            session.messages.end_of_stream(rules);
         }
         transport.close();
     }
