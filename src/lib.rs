@@ -87,6 +87,9 @@ pub mod reactor;
 pub mod serve;
 #[cfg(feature = "cli")]
 pub mod signals;
+#[cfg(test)]
+#[cfg(feature = "cli")]
+mod simulation;
 #[cfg(feature = "cli")]
 pub mod stdio;
 #[cfg(feature = "cli")]

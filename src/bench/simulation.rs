@@ -26,6 +26,7 @@ use super::{Config, assemble, open, verdict};
 use crate::reactor::scripted::ScriptedPort;
 use crate::reactor::{Readiness, Stream};
 use crate::signals::Request;
+use crate::simulation::{endless_seeds, seeds};
 
 /// What reading the clock takes.
 const CLOCK_READ: Duration = Duration::from_nanos(20);
@@ -650,27 +651,34 @@ fn check_verdict(config: &Config, outcome: &Outcome, kind: Kind, (quiet, patient
     }
 }
 
+/// Plays a seed, and says what it was if that fails.
+fn play(seed: u64) {
+    panic::catch_unwind(AssertUnwindSafe(|| simulate(seed))).unwrap_or_else(|panic| {
+        let mut rng = Rng::with_seed(seed);
+        let (config, kind, stalls, signals) = draw(&mut rng);
+        eprintln!("{kind:?}, stalls {stalls:?}, signals {signals:?}, {config:?}");
+        eprintln!("play it again: ECHOLOOP_SEED={seed} cargo test --lib bench::simulation");
+        panic::resume_unwind(panic)
+    });
+}
+
 #[test]
 fn simulated_runs_tell_the_truth() {
-    let play = |seed: u64| {
-        panic::catch_unwind(AssertUnwindSafe(|| simulate(seed))).unwrap_or_else(|panic| {
-            let mut rng = Rng::with_seed(seed);
-            let (config, kind, stalls, signals) = draw(&mut rng);
-            eprintln!("{kind:?}, stalls {stalls:?}, signals {signals:?}, {config:?}");
-            eprintln!("play it again: ECHOLOOP_SEED={seed} cargo test --lib bench::simulation");
-            panic::resume_unwind(panic)
-        });
-    };
-    if let Ok(seed) = std::env::var("ECHOLOOP_SEED") {
-        return play(seed.parse().expect("ECHOLOOP_SEED is a number"));
-    }
+    let seeds = seeds(SEEDS);
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     std::thread::scope(|scope| {
         for thread in 0..threads {
-            scope.spawn(move || (thread..SEEDS).step_by(threads as usize).for_each(play));
+            let seeds = seeds.clone().skip(thread as usize).step_by(threads as usize);
+            scope.spawn(move || seeds.for_each(play));
         }
     });
 }
 
 /// Runs that are simulated.
 const SEEDS: u64 = 6000;
+
+#[test]
+#[ignore = "runs for as long as it is told"]
+fn simulated_runs_for_as_long_as_is_asked() {
+    endless_seeds().for_each(play);
+}

@@ -10,13 +10,13 @@ use std::sync::Once;
 
 use fastrand::Rng;
 
-pub(super) type Steps = Vec<Vec<u32>>;
+pub(crate) type Steps = Vec<Vec<u32>>;
 
 /// How often a shorter story is tried before the shortest so far is told.
 const ATTEMPTS: usize = 3000;
 
 /// Chooses, and remembers what; or chooses what it remembers.
-pub(super) struct Tape {
+pub(crate) struct Tape {
     pub steps: Steps,
     /// The step that is being made, and how many of its numbers have been taken.
     step: usize,
@@ -86,7 +86,7 @@ impl Tape {
 
 /// How a run ended that broke a promise: which one, and where that is checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     pub place: String,
     pub message: String,
 }
@@ -97,7 +97,7 @@ thread_local! {
 }
 
 /// Runs something that may panic, quietly.
-pub(super) fn attempt<R>(run: impl FnOnce() -> R) -> Result<R, Failure> {
+pub(crate) fn attempt<R>(run: impl FnOnce() -> R) -> Result<R, Failure> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = panic::take_hook();
@@ -119,7 +119,7 @@ pub(super) fn attempt<R>(run: impl FnOnce() -> R) -> Result<R, Failure> {
 }
 
 /// A story as short as can be found that `fails` as this one does. The first step, the options, stays.
-pub(super) fn shrink(mut steps: Steps, fails: impl Fn(&[Vec<u32>]) -> bool) -> Steps {
+pub(crate) fn shrink(mut steps: Steps, fails: impl Fn(&[Vec<u32>]) -> bool) -> Steps {
     let mut left = ATTEMPTS;
     let mut attempt = |steps: &mut Steps, shorter: Steps| {
         left = left.saturating_sub(1);

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use mio::Token;
 use rustix::io::Errno;
 
-use super::tape::Tape;
 use crate::reactor::datagrams::{DatagramSocket, Envelope};
 use crate::reactor::scripted::nothing;
 use crate::reactor::socket::Origin;
 use crate::reactor::{Listen, Readiness, Settings, Stream};
+use crate::simulation::tape::Tape;
 
 /// A call that may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -845,8 +845,9 @@ impl Listen for Listener {
         let backlog = &mut kernel.backlogs[number];
         if let Some(error) = error {
             if error == Errno::AGAIN {
-                // It would be told again; but of a backlog that lets nobody in, it is known that all have been accepted.
-                backlog.armed = true;
+                // It would be told again; but of a backlog that lets nobody in, it is known that all have been accepted. What
+                // was refused before is refused no more.
+                (backlog.armed, backlog.refused) = (true, None);
                 let nobody_left = backlog.closed;
                 backlog.waiting.iter().for_each(|&index| kernel.wires[index].promised &= !nobody_left);
             } else {

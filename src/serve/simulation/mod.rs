@@ -25,7 +25,7 @@
 //!
 //! # A failure, and how to read it
 //!
-//! All choices of a run are on a [`tape`]. A seed that breaks a promise is made shorter until nothing can be left out, and
+//! All choices of a run are on a [`tape`](crate::simulation::tape). A seed that breaks a promise is made shorter until nothing can be left out, and
 //! told:
 //!
 //! ```text
@@ -47,17 +47,17 @@
 //! long as the storm lasts. Connections whose own calls failed may end; all other promises hold.
 
 mod kernel;
-mod tape;
 mod world;
 
-use std::env;
+use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use kernel::{Call, Fault, Pattern, Tally};
 use rustix::io::Errno;
-use tape::{Failure, Steps, Tape, attempt, shrink};
 use world::World;
+
+use crate::simulation::tape::{Failure, Steps, Tape, attempt};
+use crate::simulation::{Simulation, endless_seeds, seeds};
 
 /// Stories that have found a fault, as they were told.
 const STORIES: &[&[&[u32]]] = &[
@@ -75,48 +75,35 @@ const STORIES: &[&[&[u32]]] = &[
     ],
 ];
 
-/// Runs one tape. Returns its account, and the tape as it was played.
-fn play(tape: Tape, pattern: &Rc<Pattern>, fault: Option<Fault>) -> (Result<Tally, Failure>, Steps) {
-    let mut world = World::new(tape, pattern, fault, false);
-    let result = attempt(|| world.run());
-    (result, world.steps())
+/// The service in its network, and a call of it that fails.
+struct Network<'a> {
+    pattern: &'a Rc<Pattern>,
+    fault: Option<Fault>,
+    /// What was done to it, over all runs.
+    total: &'a RefCell<Tally>,
 }
 
-/// Plays a story again, and tells it step by step.
-fn tell(steps: &[Vec<u32>], pattern: &Rc<Pattern>, fault: Option<Fault>) -> String {
-    let mut world = World::new(Tape::replay(steps), pattern, fault, true);
-    let _ = attempt(|| world.run());
-    let tape: Vec<_> = steps.iter().map(|step| format!("&{step:?}")).collect();
-    format!("{}\nplay it again: &[{}]", world.story().join("\n"), tape.join(", "))
-}
-
-/// A failing story, made shorter.
-fn shortest(steps: Steps, failure: &Failure, pattern: &Rc<Pattern>, fault: Option<Fault>) -> Steps {
-    shrink(steps, |steps| play(Tape::replay(steps), pattern, fault).0.is_err_and(|other| other.place == failure.place))
-}
-
-fn simulate(seed: u64, pattern: &Rc<Pattern>, fault: Option<Fault>, total: &mut Tally) {
-    match play(Tape::random(seed), pattern, fault) {
-        (Ok(tally), _) => total.add(&tally),
-        (Err(failure), steps) => {
-            let steps = shortest(steps, &failure, pattern, fault);
-            let (torture, fault) = (fault, fault.map(|fault| format!(", {fault:?}")).unwrap_or_default());
-            let story = tell(&steps, pattern, torture);
-            panic!("seed {seed}{fault}: {} ({})\n{story}", failure.message, failure.place);
-        }
+impl Simulation for Network<'_> {
+    fn play(&self, tape: Tape, told: bool) -> (Result<(), Failure>, Steps, Vec<String>) {
+        let mut world = World::new(tape, self.pattern, self.fault, told);
+        let result = attempt(|| world.run()).map(|tally| self.total.borrow_mut().add(&tally));
+        (result, world.steps(), world.story())
     }
+}
+
+fn simulate(seed: u64, pattern: &Rc<Pattern>, fault: Option<Fault>, total: &RefCell<Tally>) {
+    let what = fault.map(|fault| format!(", {fault:?}")).unwrap_or_default();
+    Network { pattern, fault, total }.simulate(seed, &what);
 }
 
 #[test]
 fn simulated_networks_find_nothing_lost_and_nobody_stuck() {
-    let (pattern, mut total) = (Rc::new(Pattern::new()), Tally::default());
-    if let Ok(seed) = env::var("ECHOLOOP_SEED") {
-        return simulate(seed.parse().expect("ECHOLOOP_SEED is a number"), &pattern, None, &mut total);
-    }
-    for seed in 0..RUNS {
-        simulate(seed, &pattern, None, &mut total);
-    }
-    assert_eq!(total.rare(50), [""; 0], "{total:#?}");
+    let (pattern, total) = (Rc::new(Pattern::new()), RefCell::default());
+    let seeds = seeds(RUNS);
+    let all = seeds == (0..RUNS);
+    seeds.for_each(|seed| simulate(seed, &pattern, None, &total));
+    let total = total.into_inner();
+    assert!(!all || total.rare(50).is_empty(), "{:?}: {total:#?}", total.rare(50));
 }
 
 /// Runs of the default test: a few seconds in a debug build.
@@ -124,13 +111,7 @@ const RUNS: u64 = 1000;
 
 #[test]
 fn kept_stories_end_well() {
-    let pattern = Rc::new(Pattern::new());
-    for story in STORIES {
-        let steps: Steps = story.iter().map(|step| step.to_vec()).collect();
-        if let (Err(failure), _) = play(Tape::replay(&steps), &pattern, None) {
-            panic!("{} ({})\n{}", failure.message, failure.place, tell(&steps, &pattern, None));
-        }
-    }
+    Network { pattern: &Rc::new(Pattern::new()), fault: None, total: &RefCell::default() }.play_kept(STORIES);
 }
 
 /// A call that fails, of all that there are to choose from.
@@ -143,7 +124,7 @@ fn faults() -> impl Iterator<Item = (Call, Errno, bool)> {
 }
 
 /// Has one call of a seed's run fail, with each error, once and for ever.
-fn torture(seed: u64, pattern: &Rc<Pattern>, total: &mut Tally) {
+fn torture(seed: u64, pattern: &Rc<Pattern>, total: &RefCell<Tally>) {
     let mut calm = World::new(Tape::random(seed), pattern, None, false);
     if attempt(|| calm.run()).is_err() {
         return simulate(seed, pattern, None, total); // it tells why
@@ -161,27 +142,21 @@ fn torture(seed: u64, pattern: &Rc<Pattern>, total: &mut Tally) {
 
 #[test]
 fn failing_calls_end_their_own_connection_alone() {
-    let (pattern, mut total) = (Rc::new(Pattern::new()), Tally::default());
-    (0..TORTURES).for_each(|seed| torture(seed, &pattern, &mut total));
+    let (pattern, total) = (Rc::new(Pattern::new()), RefCell::default());
+    (0..TORTURES).for_each(|seed| torture(seed, &pattern, &total));
 }
 
 const TORTURES: u64 = 4;
 
-/// Runs for `ECHOLOOP_SECONDS` (60), from seeds that differ each time.
 #[test]
 #[ignore = "runs for as long as it is told"]
 fn simulated_networks_for_as_long_as_is_asked() {
-    let seconds = env::var("ECHOLOOP_SECONDS").map_or(60, |text| text.parse().expect("ECHOLOOP_SECONDS is a number"));
-    let (began, first) = (Instant::now(), fastrand::u64(..u64::MAX / 2));
-    let (pattern, mut total) = (Rc::new(Pattern::new()), Tally::default());
-    for seed in first.. {
-        if began.elapsed() >= Duration::from_secs(seconds) {
-            break;
-        }
-        simulate(seed, &pattern, None, &mut total);
+    let (pattern, total) = (Rc::new(Pattern::new()), RefCell::default());
+    for seed in endless_seeds() {
+        simulate(seed, &pattern, None, &total);
         if seed % 100 == 0 {
-            torture(seed, &pattern, &mut total);
+            torture(seed, &pattern, &total);
         }
     }
-    println!("{total:#?}");
+    println!("{:#?}", total.into_inner());
 }

@@ -13,7 +13,6 @@ use mio::Token;
 use rustix::io::Errno;
 
 use super::kernel::{self, Backlog, Call, Fault, Kernel, Kind, Listener, Pattern, Port, Shared, Socket, Tally, Wire};
-use super::tape::{Steps, Tape};
 use crate::reactor::scripted::read_closed;
 use crate::reactor::socket::Origin;
 use crate::reactor::{CLOSE_TIMEOUT, LINGER_TIMEOUT, Readiness, Settings, Source};
@@ -22,6 +21,7 @@ use crate::serve::admin::{Admin, StatusSource};
 use crate::serve::printer::Printer;
 use crate::serve::service::Service;
 use crate::serve::tokens;
+use crate::simulation::tape::{Steps, Tape};
 
 /// Connections that a simulated peer population may have open at once.
 const POPULATION: usize = 12;
