@@ -9,12 +9,27 @@ use std::fmt::{self, Display, Write};
 
 /// Bytes, unambiguously: a backslash is written as two, so that whatever follows one alone is an escape.
 pub fn bytes(bytes: &[u8]) -> Escaped<'_> {
-    Escaped { bytes, backslash: true }
+    Escaped { bytes, backslash: true, lines: false }
 }
 
 /// A text for people, in which a backslash is one.
 pub fn text(text: &str) -> Escaped<'_> {
-    Escaped { bytes: text.as_bytes(), backslash: false }
+    Escaped { bytes: text.as_bytes(), backslash: false, lines: false }
+}
+
+/// Bytes for people, of which lines and tabs are kept. A carriage return is part of what ends a line, and nothing else.
+pub fn lines(bytes: &[u8]) -> Escaped<'_> {
+    Escaped { bytes, backslash: false, lines: true }
+}
+
+/// How many of the last bytes cannot be shown before others have come: the beginning of a character, or of a CR LF.
+pub fn unfinished(bytes: &[u8]) -> usize {
+    let last = &bytes[bytes.len().saturating_sub(3)..]; // a character has at most four bytes (RFC 3629)
+    let is_beginning = |from: &usize| matches!(str::from_utf8(&last[*from..]), Err(error) if error.valid_up_to() == 0 && error.error_len().is_none());
+    match last.last() {
+        Some(b'\r') => 1,
+        _ => (0..last.len()).find(is_beginning).map_or(0, |from| last.len() - from),
+    }
 }
 
 /// JSON whose strings show on a terminal what is in them, and which means the same. The characters concerned are in
@@ -43,6 +58,7 @@ pub fn json(json: &str) -> Cow<'_, str> {
 pub struct Escaped<'a> {
     bytes: &'a [u8],
     backslash: bool,
+    lines: bool,
 }
 
 impl Display for Escaped<'_> {
@@ -54,6 +70,7 @@ impl Display for Escaped<'_> {
                 let mut characters = rest.chars();
                 f.write_str(before)?;
                 match characters.next() {
+                    Some('\r') if self.lines && characters.as_str().starts_with('\n') => f.write_str("\r")?,
                     Some(character) if character.is_ascii() && self.backslash => {
                         write!(f, "{}", (character as u8).escape_ascii())?;
                     }
@@ -71,6 +88,9 @@ impl Display for Escaped<'_> {
 
 impl Escaped<'_> {
     fn escapes(&self, character: char) -> bool {
+        if self.lines && matches!(character, '\n' | '\t') {
+            return false;
+        }
         (character == '\\' && self.backslash) || character.is_control() || is_unseen(character)
     }
 }
@@ -116,7 +136,21 @@ mod tests {
         assert_eq!(bytes(seen.as_bytes()).to_string(), seen);
     }
 
+    #[test]
+    fn lines_stay_lines_on_a_terminal() {
+        let message = b"one\r\n\ttwo\rthree \\ \x1b[2J\xff\n\n\xe2\x80\xae\r";
+        assert_eq!(lines(message).to_string(), "one\r\n\ttwo\\rthree \\ \\u{1b}[2J\\xff\n\n\\u{202e}\\r");
+    }
+
     proptest! {
+        #[test]
+        fn lines_are_the_same_however_they_are_cut(whole in prop::collection::vec(prop::sample::select(&b"a\r\n\x1b\xe2\x80\xae\xf0\x9f\x98\x80\xff"[..]), 0..12), cut in 0usize..12) {
+            let (one, other) = whole.split_at(cut.min(whole.len()));
+            let (now, later) = one.split_at(one.len() - unfinished(one));
+            let in_two = format!("{}{}", lines(now), lines(&[later, other].concat()));
+            prop_assert_eq!(in_two, lines(&whole).to_string());
+        }
+
         #[test]
         fn json_means_the_same_and_shows_its_content(string in "\\PC*|.{0,20}|[\u{7f}-\u{a0}\u{200b}-\u{202e}\u{e0000}-\u{e007f}\"\\\\]*") {
             for plain in [serde_json::to_string(&[&string]), serde_json::to_string_pretty(&[&string])] {

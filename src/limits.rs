@@ -1,6 +1,6 @@
-//! The limit on open files, which bounds the number of connections.
+//! The limits that a process is given: on open files, which bound the number of connections, on processes and on memory.
 
-use std::io;
+use std::{io, thread};
 
 use indicatif::HumanCount;
 use log::warn;
@@ -53,6 +53,20 @@ pub fn explain(error: anyhow::Error) -> anyhow::Error {
     }
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| format!(", {soft},")).unwrap_or_default();
     error.context(format!("the limit on open files{limit} is too low: raise it (ulimit -n)"))
+}
+
+/// Starts a thread.
+///
+/// # Errors
+///
+/// What the system says, with the limits that it may have come of (pthread_create(3), EAGAIN).
+pub fn start_thread(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(run);
+    started.map(|_| ()).map_err(|error| {
+        let text =
+            format!("cannot start a thread: {error}; raise the limits on processes and on memory (ulimit -u, -v)");
+        io::Error::new(error.kind(), text)
+    })
 }
 
 /// How many more descriptors may be used for connections, given the limit on open files: a few are left to spare, half of

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
-use crate::stdio;
+use crate::{limits, stdio};
 
 /// How long to wait after a failed write before the next attempt.
 const RETRY: Duration = Duration::from_millis(100);
@@ -111,7 +111,7 @@ impl<T: Send + 'static> Outlet<T> {
         let mut mouth = Mouth { out, wording, shared: shared.clone(), bytes: Vec::new(), failing: false, unread: 0 };
         // Signals are for the thread that waits for them, even if that one starts later.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || mouth.run(&entries));
+        let spawned = limits::start_thread(name, move || mouth.run(&entries));
         mask.thread_set_mask()?;
         spawned?;
         Ok(Outlet { queue, shared })

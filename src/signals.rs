@@ -29,7 +29,7 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
 use signal_hook::low_level::{exit, signal_name};
 
-use crate::logging;
+use crate::{limits, logging};
 
 /// The token under which signals become ready.
 pub const TOKEN: Token = Token(usize::MAX - 1);
@@ -119,7 +119,7 @@ impl StopSignals {
             });
             let theirs = shared.clone();
             let attend = move || attend(&signals, sender, &theirs);
-            thread::Builder::new().name("signals".to_owned()).spawn(attend)?;
+            limits::start_thread("signals", attend)?;
             io::Result::Ok(StopSignals { shared, wakes })
         };
         take().context("cannot take over signals")
@@ -157,7 +157,7 @@ pub fn end_process_one() {
     }
     let take = || {
         let signals = take_over()?;
-        thread::Builder::new().name("signals".to_owned()).spawn(move || -> () { end(next(&signals)) })
+        limits::start_thread("signals", move || end(next(&signals)))
     };
     if let Err(error) = take() {
         warn!("cannot take over signals: {error}");

@@ -40,6 +40,72 @@ fn a_file_of_any_bytes_is_copied() {
     assert_eq!(outcome.status.code(), Some(0));
 }
 
+/// What a program shows on a terminal of its own, which changes nothing of it.
+#[cfg(target_os = "linux")]
+fn shown(mut command: Command) -> Vec<u8> {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::{OptionalActions, OutputModes, tcgetattr, tcsetattr};
+    let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&screen).unwrap();
+    unlockpt(&screen).unwrap();
+    let path = ptsname(&screen, Vec::new()).unwrap().into_string().unwrap();
+    let flags = rustix::fs::OFlags::NOCTTY.bits() as i32;
+    let mut options = std::fs::File::options();
+    let terminal =
+        std::os::unix::fs::OpenOptionsExt::custom_flags(options.read(true).write(true), flags).open(path).unwrap();
+    let mut attributes = tcgetattr(&terminal).unwrap();
+    attributes.output_modes.remove(OutputModes::OPOST);
+    tcsetattr(&terminal, OptionalActions::Now, &attributes).unwrap();
+    let mut child =
+        command.stdout(terminal.try_clone().unwrap()).stderr(terminal).stdin(Stdio::null()).spawn().unwrap();
+    drop(command);
+    let (mut screen, mut bytes) = (std::fs::File::from(screen), Vec::new());
+    let _ = screen.read_to_end(&mut bytes); // EIO: nobody has the terminal any more
+    child.wait().unwrap();
+    bytes
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn terminal_is_shown_escapes_file_gets_bytes() {
+    let said = b"\x1b[31mred \x07 \xe2\x80\xae caf\xc3\xa9 \xff tab\there\r\nover\rwritten\n\xf0\x9f\x98";
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let mut listening = listener.incoming();
+    let mut say = |pieces: &[&[u8]]| {
+        let mut peer = listening.next().unwrap().unwrap();
+        pieces.iter().for_each(|piece| peer.write_all(piece).unwrap());
+    };
+    let command = |arg: &str| {
+        let mut command = Command::new(ECHOLOOP);
+        command.args(["connect", arg]);
+        command
+    };
+    thread::scope(|scope| {
+        let terminal = scope.spawn(|| shown(command(&addr)));
+        say(&[&said[..30], &said[30..]]);
+        let text = "\\u{1b}[31mred \\u{7} \\u{202e} caf\u{e9} \\xff tab\there\r\nover\\rwritten\n\\xf0\\x9f\\x98";
+        assert_eq!(String::from_utf8(terminal.join().unwrap()).unwrap(), text);
+        let file = scope.spawn(|| echoloop(&["connect", &addr], b""));
+        say(&[said]);
+        assert_eq!(file.join().unwrap().stdout, said);
+    });
+    let refused = String::from_utf8(shown(command("\x1b[35mname"))).unwrap();
+    assert!(refused.contains("\\u{1b}[35mname") && !refused.contains("\x1b[35m"), "{refused:?}");
+}
+
+#[test]
+fn thread_that_cannot_start_is_told_with_limits() {
+    for args in [&["serve", "127.0.0.1:0"][..], &["connect", "1"], &["bench", "1"], &["check", "1"]] {
+        // A stack that no address space has room for.
+        let mut command = Command::new(ECHOLOOP);
+        let output = command.args(args).env("RUST_MIN_STACK", (1u64 << 47).to_string()).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains("cannot start a thread") && error.contains("ulimit -u, -v"), "{args:?}: {error}");
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+    }
+}
+
 #[test]
 fn what_is_owed_is_shown_as_it_arrives() {
     let server = Server::start(&[]);

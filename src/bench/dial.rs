@@ -123,6 +123,9 @@ pub(super) fn explain(error: &io::Error, route: &Route, number: usize) -> String
              wait in TIME_WAIT for a minute (tcp(7)): dial from more addresses (--source), close less often \
              (--reconnect), or widen net.ipv4.ip_local_port_range (sysctl)"
         ),
+        (io::ErrorKind::AddrNotAvailable, None) => {
+            format!("{error}: this machine has no address to reach {target} from; is IPv6 off?")
+        }
         _ => error.to_string(),
     }
 }

@@ -7,6 +7,7 @@ use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::manual::shell_words;
+use crate::escape;
 use crate::reactor::address::Address;
 
 /// Options that other programs have, and what to write here. `{addr}` stands for an address made of the option's value.
@@ -171,7 +172,8 @@ pub(super) fn improve(error: &mut clap::Error, program: &Command, line: &[OsStri
         ErrorKind::ValueValidation => value.and_then(|value| {
             let is_address = || text(ContextKind::InvalidArg).is_some_and(|arg| arg.contains("ADDR"));
             let is_order = || ORDERS.contains(&value.as_str()) && is_address();
-            two_words(&value, command, &line).or_else(|| is_order().then(|| order(command)))
+            let tip = no_address(&value, program, command, &line).or_else(|| two_words(&value, command, &line));
+            tip.or_else(|| is_order().then(|| order(command)))
         }),
         _ => None,
     };
@@ -186,7 +188,14 @@ pub(super) fn improve(error: &mut clap::Error, program: &Command, line: &[OsStri
             error.remove(ContextKind::SuggestedSubcommand);
         }
         error.remove(ContextKind::Usage);
-        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
+        let tip = StyledStr::from(escape::text(&tip).to_string());
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    }
+    // A script may have passed on what others said, and a terminal would obey it.
+    for kind in [ContextKind::InvalidArg, ContextKind::InvalidSubcommand, ContextKind::InvalidValue] {
+        if let Some(text) = context(error, kind) {
+            error.insert(kind, ContextValue::String(escape::text(&text).to_string()));
+        }
     }
 }
 
@@ -286,6 +295,21 @@ fn two_words(value: &str, command: &str, line: &[String]) -> Option<String> {
     let number = line.get(place - 1).filter(|number| is_number(number))?;
     let is_unit = value.chars().count() <= 3 && value.chars().all(char::is_alphabetic);
     is_unit.then(|| format!("a number and its unit are one argument: echoloop {command} {option} {number}{value}"))
+}
+
+/// A value that was taken for an address: the option before it takes one only in one word with it, or none.
+fn no_address(value: &str, program: &Command, command: &str, line: &[String]) -> Option<String> {
+    let place = line.iter().position(|it| it == value)?;
+    let option = line[..place].last().filter(|_| !line[..place].iter().any(|it| it == "--"))?;
+    let is_meant = |it: &&clap::Arg| it.get_long().is_some_and(|long| option.strip_prefix("--") == Some(long));
+    let arg = program.find_subcommand(command)?.get_arguments().chain(program.get_arguments()).find(is_meant)?;
+    if arg.get_action().takes_values() {
+        let joined = format!("{option}={value}");
+        let is_taken = program.clone().try_get_matches_from(["echoloop", command, &joined]).is_ok();
+        return is_taken.then(|| format!("a value of {option} is part of its word: echoloop {command} {joined}"));
+    }
+    let is_answer = ["true", "false", "yes", "no", "on", "off"].contains(&value.to_lowercase().as_str());
+    is_answer.then(|| format!("{option} takes no value: echoloop {command} {option}"))
 }
 
 fn unknown_command(word: &str) -> Option<String> {
@@ -400,7 +424,16 @@ mod tests {
         }
         lines.extend(COMMANDS.iter().flat_map(|(words, _)| words.iter().map(|word| (*word).to_owned())));
         lines.extend(
-            ["7777", "localhost:7777", "udp:7", "connect localhost 7777", "bench ::1", "serve start"].map(Into::into),
+            [
+                "7777",
+                "localhost:7777",
+                "udp:7",
+                "connect localhost 7777",
+                "bench ::1",
+                "serve start",
+                "serve --print hex",
+            ]
+            .map(Into::into),
         );
         for line in lines {
             let Err(_) = Cli::try_parse_from(words(&line)) else { continue }; // some are options of some commands
@@ -437,6 +470,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_refused_cannot_harm_a_terminal() {
+        for line in [
+            "serve \x1b[31mx",
+            "serve --\x1b[31m",
+            "\x1b[31m",
+            "man \x1b[31m",
+            "unix:/\x1b[31m",
+            "serve --port unix:\x1b[31m",
+        ] {
+            let text = answer_of(line);
+            assert!(text.contains("\\u{1b}[31m") && !text.contains('\x1b'), "{text:?}");
+        }
+    }
+
+    #[test]
     fn option_of_another_command_is_told_with_it() {
         for (line, answer) in [
             (
@@ -461,6 +509,12 @@ mod tests {
             ("serve ::1 8080", "echoloop serve [::1]:8080"),
             ("serve --send-buffer 64 K", "echoloop serve --send-buffer 64K"),
             ("bench -t 10 s", "as in 10ms, 10s, 10m"),
+            ("serve --print hex", "a value of --print is part of its word: echoloop serve --print=hex"),
+            ("serve 7777 --print Text", "a value of --print is part of its word: echoloop serve --print=Text"),
+            ("serve --once true", "--once takes no value: echoloop serve --once"),
+            ("connect --hex yes", "--hex takes no value: echoloop connect --hex"),
+            ("serve --quiet off", "--quiet takes no value: echoloop serve --quiet"),
+            ("serve --print example.net", "write it as in example.net:7777"),
         ] {
             let text = answer_of(line);
             assert!(text.contains(answer), "{line}: {text}");

@@ -19,6 +19,7 @@ use super::line::{Control, Line};
 use super::screen::Screen;
 use super::{Config, PROMPT, unexpected};
 use crate::count::counted;
+use crate::escape;
 use crate::reactor::{CloseReason, Protocol, Reactor, Readiness, Settings, Source, Stream, Transport};
 
 /// How long an input that is neither a terminal nor has ended may take, when the peer has closed the connection, to say
@@ -203,8 +204,8 @@ impl<'a, S: Stream> Client<'a, S> {
 
     fn send(&mut self, piece: &[u8], line_ends: bool) {
         let bare = without_newline(piece);
-        let whole_line = line_ends && !std::mem::replace(&mut self.inside_line, !line_ends);
-        if whole_line && self.config.is_terminator(bare) {
+        let is_rest = std::mem::replace(&mut self.inside_line, !line_ends);
+        if line_ends && !is_rest && self.config.is_terminator(bare) {
             self.phase = Phase::Leaving;
         }
         let bytes = if self.config.no_newline { bare } else { piece };
@@ -292,7 +293,8 @@ impl<'a, S: Stream> Client<'a, S> {
     /// Tells a user at a terminal that the other side has closed the connection.
     fn farewell(&self, input: &Input, screen: &mut Screen) {
         if self.interactive && self.phase == Phase::Talking && self.reactor.is_empty() && self.missing(input) == 0 {
-            screen.say(&format!("\n{} closed the connection\n", self.config.address));
+            let address = self.config.address.to_string();
+            screen.say(&format!("\n{} closed the connection\n", escape::text(&address)));
         }
     }
 }
@@ -333,5 +335,7 @@ impl<S: Stream> Protocol<Line<S>> for Reception {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -98,6 +98,7 @@ impl Console {
 
     /// Waits until everything has been written.
     pub fn flush(&mut self) -> anyhow::Result<()> {
+        self.screen.finish();
         while !self.screen.is_flushed() {
             self.wait(None)?;
         }
@@ -106,6 +107,7 @@ impl Console {
 
     /// Waits until everything has been written, or that takes too long, or another signal comes.
     pub fn flush_briefly(&mut self) {
+        self.screen.finish();
         let end = Instant::now() + FLUSH;
         let mut now = Instant::now();
         while !self.screen.is_flushed() && now < end {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mio::Waker;
 
-use crate::stdio;
+use crate::{limits, stdio};
 
 /// Bytes taken from standard input at once, and so the most that is compared with the terminator.
 const PIECE: u64 = 64 * 1024;
@@ -42,9 +42,7 @@ impl Input {
     /// Has standard input read by a thread, a line at a time or in blocks. `waker` tells when there is some.
     pub fn start(by_line: bool, waker: Arc<Waker>) -> io::Result<Input> {
         let (sender, items) = sync_channel(1);
-        thread::Builder::new()
-            .name("input".to_owned())
-            .spawn(move || read(stdio::stdin(), by_line, &sender, &waker))?;
+        limits::start_thread("input", move || read(stdio::stdin(), by_line, &sender, &waker))?;
         Ok(Input::new(items, io::stdin().is_terminal()))
     }
 

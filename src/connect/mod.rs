@@ -21,17 +21,16 @@ mod screen;
 
 use std::io::ErrorKind;
 use std::sync::mpsc::{TryRecvError, sync_channel};
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use log::debug;
 use mio::Token;
 
-use crate::escape;
 use crate::reactor::Poller;
 use crate::reactor::address::Endpoint;
 use crate::reactor::socket::Socket;
+use crate::{escape, limits};
 use client::Client;
 use console::{Console, Stopped};
 use input::wake;
@@ -68,7 +67,11 @@ pub fn run(config: &Config) -> anyhow::Result<Ending> {
             }
             match error.downcast_ref() {
                 Some(OutputError(cause)) if cause.kind() == ErrorKind::BrokenPipe => Ok(Ending::Finished),
-                _ => Err(error),
+                Some(OutputError(_)) => Err(error),
+                None => {
+                    console.flush_briefly();
+                    Err(error)
+                }
             }
         }
     }
@@ -101,7 +104,7 @@ fn converse(config: &Config, console: &mut Console) -> anyhow::Result<()> {
 fn resolve(config: &Config, console: &mut Console, began: Instant) -> anyhow::Result<Vec<Endpoint>> {
     let (sender, found) = sync_channel(1);
     let (address, waker) = (config.address.clone(), console.waker());
-    thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+    limits::start_thread("resolver", move || {
         let _ = sender.send(address.resolve());
         wake(&waker);
     })?;

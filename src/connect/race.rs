@@ -145,6 +145,10 @@ impl Failures {
             text += &format!("; `echoloop serve {address}` would make it");
         } else if self.0.iter().any(|(_, error)| error.raw_os_error() == Some(Errno::MFILE.raw_os_error())) {
             text += "; raise the limit on open files (ulimit -n)";
+        } else if self.0.iter().any(|(endpoint, error)| has_no_ipv6(endpoint, error)) {
+            text += "; this machine has no IPv6 address to connect from";
+        } else if has(ErrorKind::AddrNotAvailable) {
+            text += "; every local port is taken: see net.ipv4.ip_local_port_range (sysctl)";
         } else if has(ErrorKind::TimedOut) {
             text += "; --connect-timeout can give it longer";
         }
@@ -160,6 +164,12 @@ fn why_not_a_stream(endpoint: &Endpoint, error: &io::Error) -> Option<&'static s
     }
     let metadata = fs::metadata(path).ok()?;
     (!metadata.file_type().is_socket()).then_some("the file there is no socket")
+}
+
+/// Whether IPv6 is off, as far as this address goes (connect(2), EADDRNOTAVAIL).
+fn has_no_ipv6(endpoint: &Endpoint, error: &io::Error) -> bool {
+    let (Endpoint::Tcp(address) | Endpoint::Udp(address)) = endpoint else { return false };
+    address.is_ipv6() && error.kind() == ErrorKind::AddrNotAvailable
 }
 
 impl fmt::Display for Failures {
@@ -265,6 +275,16 @@ mod tests {
         let refused = io::Error::from(ErrorKind::ConnectionRefused);
         let error = format!("[::1]:1: {refused}; 1.1.1.1:1: {refused}");
         assert_eq!(world.run(Duration::ZERO), Some(Err(error)));
+    }
+
+    #[test]
+    fn address_family_that_is_off_is_told() {
+        for (address, remedy) in [("[::1]:7", "no IPv6 address"), ("192.0.2.1:7", "net.ipv4.ip_local_port_range")] {
+            let [endpoint] = &endpoints(&[address])[..] else { unreachable!() };
+            let failures = Failures(vec![(endpoint.clone(), ErrorKind::AddrNotAvailable.into())]);
+            let text = failures.explain(&address.parse().unwrap()).to_string();
+            assert!(text.contains(remedy), "{text}");
+        }
     }
 
     #[test]

@@ -2,19 +2,21 @@
 //!
 //! The loop never waits for the reader of our output. One buffer is being written while another one is being filled; when
 //! that is full, nothing more is received until there is room. So memory is bounded, and the peer's TCP is held up.
+//!
+//! A file or a pipe gets the bytes as they come. A terminal would obey what is in them, so there control characters are
+//! escaped.
 
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
 
 use memchr::memmem;
 use mio::Waker;
 
 use super::Config;
 use super::input::wake;
-use crate::{hex, stdio};
+use crate::{escape, hex, limits, stdio};
 
 /// Bytes that may wait before nothing more is received.
 const FULL: usize = 256 * 1024;
@@ -39,9 +41,18 @@ pub(super) struct Screen {
     spare: Option<Vec<u8>>,
     to_writer: SyncSender<Vec<u8>>,
     from_writer: Receiver<io::Result<Vec<u8>>>,
-    /// Where the hex dump has got to, if there is one.
-    hex: Option<u64>,
+    form: Form,
     expected: Option<Expected>,
+}
+
+/// How what comes back is shown.
+pub(super) enum Form {
+    /// As it is.
+    Bytes,
+    /// As lines that a terminal can show; with the beginning of a character whose rest has not come.
+    Lines(Vec<u8>),
+    /// As a hex dump; with the position it has got to.
+    Hex(u64),
 }
 
 impl Screen {
@@ -49,18 +60,23 @@ impl Screen {
     pub fn start(config: &Config, waker: Arc<Waker>) -> io::Result<Screen> {
         let (to_writer, buffers) = sync_channel(1);
         let (written, from_writer) = sync_channel(1);
-        thread::Builder::new().name("output".to_owned()).spawn(move || write(&buffers, &written, &waker))?;
-        Ok(Screen::new(config, to_writer, from_writer))
+        limits::start_thread("output", move || write(&buffers, &written, &waker))?;
+        let form = match stdio::stdout().is_terminal() {
+            _ if config.hex => Form::Hex(0),
+            true => Form::Lines(Vec::new()),
+            false => Form::Bytes,
+        };
+        Ok(Screen::new(config, form, to_writer, from_writer))
     }
 
     /// A screen whose writer takes buffers from one channel, and gives them back over the other.
-    pub fn new(config: &Config, to: SyncSender<Vec<u8>>, from: Receiver<io::Result<Vec<u8>>>) -> Screen {
+    pub fn new(config: &Config, form: Form, to: SyncSender<Vec<u8>>, from: Receiver<io::Result<Vec<u8>>>) -> Screen {
         Screen {
             filling: Vec::new(),
             spare: Some(Vec::new()),
             to_writer: to,
             from_writer: from,
-            hex: config.hex.then_some(0),
+            form,
             expected: config.expect.as_ref().map(|text| Expected::new(text.as_bytes())),
         }
     }
@@ -70,17 +86,32 @@ impl Screen {
         if let Some(expected) = &mut self.expected {
             expected.look(bytes);
         }
-        match &mut self.hex {
-            Some(position) => {
+        match &mut self.form {
+            Form::Bytes => self.filling.extend_from_slice(bytes),
+            Form::Lines(begun) => {
+                begun.extend_from_slice(bytes);
+                let rest = begun.split_off(begun.len() - escape::unfinished(begun));
+                let _ = write!(self.filling, "{}", escape::lines(begun)); // memory takes everything
+                *begun = rest;
+            }
+            Form::Hex(position) => {
                 hex::dump(*position, bytes, &mut self.filling);
                 *position += bytes.len() as u64;
             }
-            None => self.filling.extend_from_slice(bytes),
+        }
+    }
+
+    /// Shows what has waited for more that does not come.
+    pub fn finish(&mut self) {
+        if let Form::Lines(begun) = &mut self.form {
+            let _ = write!(self.filling, "{}", escape::lines(begun));
+            begun.clear();
         }
     }
 
     /// What comes back from here on does not continue what came before: it is another datagram.
     pub fn cut(&mut self) {
+        self.finish();
         if let Some(expected) = &mut self.expected {
             expected.seen.clear();
         }
@@ -88,13 +119,14 @@ impl Screen {
 
     /// Ends the line of a reply to which no newline was sent. A hex dump has its own lines.
     pub fn newline(&mut self) {
-        if self.hex.is_none() {
+        if !matches!(self.form, Form::Hex(_)) {
             self.say("\n");
         }
     }
 
     /// Prints something of our own.
     pub fn say(&mut self, text: &str) {
+        self.finish();
         self.filling.extend_from_slice(text.as_bytes());
     }
 

@@ -5,25 +5,26 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use proptest::prelude::*;
 
 use super::*;
+use crate::connect::screen::Form;
 use crate::reactor::scripted::{Answer, Scripted, Wire, read_closed, readable, writable};
 
-struct World {
-    config: &'static Config,
-    wire: Wire,
-    client: Client<'static, Scripted>,
-    items: Option<SyncSender<Item>>,
-    input: Input,
-    screen: Screen,
-    buffers: Receiver<Vec<u8>>,
-    written: SyncSender<io::Result<Vec<u8>>>,
-    printed: Vec<u8>,
+pub(super) struct World {
+    pub config: &'static Config,
+    pub wire: Wire,
+    pub client: Client<'static, Scripted>,
+    pub items: Option<SyncSender<Item>>,
+    pub input: Input,
+    pub screen: Screen,
+    pub buffers: Receiver<Vec<u8>>,
+    pub written: SyncSender<io::Result<Vec<u8>>>,
+    pub printed: Vec<u8>,
     /// What of the written bytes has been echoed.
-    echoed: usize,
-    now: Instant,
+    pub echoed: usize,
+    pub now: Instant,
 }
 
 impl World {
-    fn new(change: impl FnOnce(&mut Config)) -> World {
+    pub fn new(change: impl FnOnce(&mut Config)) -> World {
         let mut config = Config::new("192.0.2.1:7".parse().unwrap());
         change(&mut config);
         let config: &'static Config = Box::leak(Box::new(config));
@@ -39,7 +40,7 @@ impl World {
             client,
             items: Some(items),
             input: Input::new(read, false),
-            screen: Screen::new(config, to_writer, from_writer),
+            screen: Screen::new(config, Form::Bytes, to_writer, from_writer),
             buffers,
             written,
             printed: Vec::new(),
@@ -53,7 +54,7 @@ impl World {
     }
 
     /// The peer echoes up to so many bytes.
-    fn echo(&mut self, count: usize) {
+    pub fn echo(&mut self, count: usize) {
         let written = self.wire.written();
         let end = self.echoed.saturating_add(count).min(written.len());
         self.wire.arrive(&written[self.echoed..end]);
@@ -61,14 +62,14 @@ impl World {
     }
 
     /// Whoever reads the output takes what there is.
-    fn read_output(&mut self) -> bool {
+    pub fn read_output(&mut self) -> bool {
         let Ok(buffer) = self.buffers.try_recv() else { return false };
         self.printed.extend_from_slice(&buffer);
         self.written.send(Ok(buffer)).unwrap();
         true
     }
 
-    fn turn(&mut self, ready: &[Readiness]) {
+    pub fn turn(&mut self, ready: &[Readiness]) {
         self.input.refill();
         self.screen.turn().unwrap();
         self.client.turn(self.now, ready, &mut self.input, &mut self.screen);
@@ -92,7 +93,7 @@ impl World {
         assert_eq!(self.state(), state, "it slept while there was work");
     }
 
-    fn state(&self) -> impl PartialEq + std::fmt::Debug + use<> {
+    pub fn state(&self) -> impl PartialEq + std::fmt::Debug + use<> {
         let client = &self.client;
         (
             self.wire.written().len(),
