@@ -165,8 +165,12 @@ impl<'a, S: Stream> Client<'a, S> {
             return;
         }
         screen.received(&reception.bytes);
+        let missing = self.echoed.missing();
         self.echoed.received(&reception.bytes);
-        self.silent_since = self.now;
+        // Who waits for a text is not served by others, of which there may be no end.
+        if self.config.expect.is_none() || self.echoed.missing() < missing {
+            self.silent_since = self.now;
+        }
         reception.bytes.clear();
     }
 
@@ -211,6 +215,7 @@ impl<'a, S: Stream> Client<'a, S> {
         let bytes = if self.config.no_newline { bare } else { piece };
         self.newline_owed = self.config.no_newline && line_ends;
         self.prompted = false;
+        self.silent_since = self.now;
         self.echoed.sent(bytes);
         self.reactor.with(self.token, |_, transport, ()| transport.write(bytes));
     }
@@ -246,8 +251,10 @@ impl<'a, S: Stream> Client<'a, S> {
         late.then(|| {
             let timeout = self.config.reply_timeout().unwrap_or_default();
             let (address, timeout) = (&self.config.address, humantime::format_duration(timeout));
+            if let Some(text) = &self.config.expect {
+                return Err(anyhow!("{text:?} did not come back from {address} within {timeout}"));
+            }
             Err(match self.missing(input) {
-                0 if self.config.expect.is_some() => anyhow!("{address}: nothing came for {timeout}"),
                 0 => anyhow!("{address} did not close the connection within {timeout}"),
                 missing => {
                     anyhow!("no reply from {address} within {timeout}: {} not echoed", counted(missing, "byte"))
@@ -269,16 +276,22 @@ impl<'a, S: Stream> Client<'a, S> {
         let broken = self.control.broken.borrow();
         let failure = self.reactor.protocol().failure.as_ref().or(broken.as_ref());
         let missing = self.missing(input);
-        if missing > 0 {
+        if missing > 0 && self.config.expect.is_none() {
             let cause = failure.map_or_else(|| format!("{address} closed it"), |error| format!("{address}: {error}"));
             let missing = counted(missing, "byte");
             return Some(Err(anyhow!("the connection ended with {missing} not echoed: {cause}")));
         }
         if let Some(error) = failure {
-            return Some(Err(anyhow!("the connection to {address} failed: {error}")));
+            let failed = format!("the connection to {address} failed: {error}");
+            return Some(Err(self
+                .config
+                .expect
+                .as_ref()
+                .map_or_else(|| anyhow!("{failed}"), |text| anyhow!("{text:?} did not come back: {failed}"))));
         }
         match input.peek() {
-            _ if self.phase != Phase::Talking => {}
+            // Nothing more will come, whatever the input says.
+            _ if self.phase != Phase::Talking || self.config.expect.is_some() => {}
             Some(Item::Failed(error)) => self.input_failure = Some(io::Error::new(error.kind(), error.to_string())),
             Some(Item::End) => {}
             None if input.terminal || self.gone_at.is_some_and(|at| self.now >= at + INPUT_TIMEOUT) => {}

@@ -25,7 +25,8 @@ pub struct Config {
     #[arg(help_heading = "Stop when", long, value_name = "WORD", value_parser = values::word)]
     pub terminator: Option<String>,
 
-    /// Exit 0 as soon as TEXT has come back. It is a failure if the connection ends, or --timeout passes, before that
+    /// Exit 0 as soon as TEXT has come back. It is a failure if the connection ends, or --timeout passes, before that;
+    /// other text does not put that off
     #[arg(help_heading = "Stop when", long, value_name = "TEXT", value_parser = values::expectation)]
     pub expect: Option<String>,
 

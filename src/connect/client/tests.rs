@@ -321,3 +321,23 @@ fn expected_text_or_its_absence_ends_the_client() {
     world.wire.end();
     assert_eq!(world.outcome(), Err("\"bye\" did not come back from 192.0.2.1:7".to_owned()));
 }
+
+#[test]
+fn other_text_does_not_put_expected_one_off() {
+    let mut world = World::new(|config| {
+        (config.expect, config.timeout) = (Some("bye".to_owned()), Some(Duration::from_secs(5)));
+    });
+    let began = world.now;
+    let outcome = loop {
+        world.wire.arrive(b"still there\n");
+        world.run(&[readable(world.client.token)]);
+        world.read_output();
+        if let Some(outcome) = world.client.outcome(&world.input, &world.screen) {
+            break outcome;
+        }
+        world.now += Duration::from_secs(1);
+        assert!(world.now - began < Duration::from_secs(60), "it goes on");
+    };
+    assert_eq!(outcome.unwrap_err().to_string(), "\"bye\" did not come back from 192.0.2.1:7 within 5s");
+    assert_eq!(world.now - began, Duration::from_secs(5));
+}
