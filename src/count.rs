@@ -1,4 +1,4 @@
-//! How many of something there are, in words: "1 connection", "1,000 connections".
+//! How many of something there are, in words: "1 connection is", "1,000 connections are".
 
 use std::fmt;
 
@@ -32,9 +32,28 @@ impl fmt::Display for Counted<'_> {
     }
 }
 
+/// The verb that agrees with so many; `verb` is given in the third person singular.
+pub fn agreeing(number: impl TryInto<u64>, verb: &str) -> &str {
+    match verb {
+        verb if number.try_into().is_ok_and(|number| number == 1) => verb,
+        "is" => "are",
+        "was" => "were",
+        "has" => "have",
+        "does" => "do",
+        verb => verb.strip_suffix('s').unwrap_or(verb),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verb_agrees_with_its_number() {
+        for (one, many) in [("is", "are"), ("was", "were"), ("has", "have"), ("does", "do"), ("holds", "hold")] {
+            assert_eq!([0, 1, 2, u64::MAX].map(|number| agreeing(number, one)), [many, one, many, many]);
+        }
+    }
 
     #[test]
     fn a_noun_agrees_with_its_number() {
@@ -120,5 +139,25 @@ mod tests {
             }
         }
         assert!(wrong.is_empty(), "wrong where the number is one: {wrong:#?}");
+    }
+
+    /// The texts of `file`, without its tests.
+    fn texts(file: &std::path::Path) -> Vec<String> {
+        let text = std::fs::read_to_string(file).unwrap();
+        text.split("#[cfg(test)]").next().unwrap().to_owned().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn verbs_that_agree_are_from_here() {
+        let mut files = Vec::new();
+        sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        let verbs = ["is", "was", "has", "does", "holds"].map(|verb| (verb, agreeing(2, verb)));
+        for file in files.iter().filter(|file| !file.ends_with("count.rs")) {
+            for line in texts(file).iter().filter(|line| line.contains(" else {")) {
+                let has = |verb| line.contains(&format!("{{ \"{verb}\" }}"));
+                let by_hand = verbs.iter().any(|(one, many)| has(*one) && has(*many));
+                assert!(!by_hand, "{}: {line}", file.display());
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::values::with_example;
 /// The address of one service, of which the port may be left to be chosen: 0.
 pub(crate) fn service(text: &str) -> Result<Address, String> {
     text.parse().map_err(|error| match error {
-        AddressError::NoHost(port, kind) => with_example("it has no host", &format!("{kind}127.0.0.1:{port}")),
+        AddressError::NoHost(port, kind) => with_example("it names no host", &format!("{kind}127.0.0.1:{port}")),
         AddressError::List(all) => with_example("these are several addresses, and it takes one", &all[0]),
         error => error.to_string(),
     })

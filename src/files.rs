@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use log::debug;
 
 use crate::stdio;
@@ -30,7 +30,11 @@ pub fn open<'a, T>(wanted: impl IntoIterator<Item = (T, Option<&'a PathBuf>)>) -
     for (what, path) in wanted {
         let Some(path) = path else { continue };
         let show = path.display();
-        let target = Target::of(path).with_context(|| format!("cannot write {show}"))?;
+        let target = Target::of(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => anyhow!("cannot write {show}: {error}; its directory must be there"),
+            io::ErrorKind::IsADirectory => anyhow!("cannot write {show}: it is a directory; name a file in it"),
+            _ => anyhow::Error::new(error).context(format!("cannot write {show}")),
+        })?;
         if let Some(identity) = target.identity().with_context(|| format!("cannot write {show}"))? {
             match taken.insert(identity, path) {
                 Some(other) if other == path => bail!("{show} is to be written twice"),

@@ -17,7 +17,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 use simple_logger::SimpleLogger;
 
-use crate::count::counted;
+use crate::count::{agreeing, counted};
 use crate::outlet::{Outlet, Wording};
 use crate::values::show_micros;
 use crate::{escape, stdio};
@@ -225,8 +225,8 @@ impl Wording for Style {
     }
 
     fn left_out(&mut self, lines: u64, out: &mut Vec<u8>) {
-        let were = if lines == 1 { "was" } else { "were" };
-        let message = format!("{} {were} not logged: nobody read in time", counted(lines, "line"));
+        let (lines, were) = (counted(lines, "line"), agreeing(lines, "was"));
+        let message = format!("{lines} {were} not logged: nobody read in time");
         let target = Cow::Borrowed(module_path!());
         self.item(
             Line { time: SystemTime::now(), level: Level::Warn, target, message, place: None, is_failure: false },

@@ -156,6 +156,23 @@ pub(crate) fn with_example(error: impl std::fmt::Display, examples: &str) -> Str
     format!("{error}: write it as in {examples}")
 }
 
+/// The parts of what is written as a list, if `is_taken` takes each of them.
+pub(crate) fn list(text: &str, is_taken: impl Fn(&str) -> bool) -> Option<Vec<&str>> {
+    [",", ";", "&&", " and ", " "].into_iter().find_map(|separator| {
+        let parts: Vec<_> = text.split(separator).map(str::trim).filter(|part| !part.is_empty()).collect();
+        (parts.len() > 1 && parts.iter().all(|part| is_taken(part))).then_some(parts)
+    })
+}
+
+/// The one value of an option that is given once for each: a list is refused as such.
+pub(crate) fn one_of_several<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, String> {
+    let trimmed = |error| parse(text.trim()).map_err(|_| error);
+    parse(text).or_else(trimmed).map_err(|error| match list(text, |part| parse(part).is_ok()) {
+        Some(parts) => with_example("these are several, and the option is given once for each", parts[0]),
+        None => error,
+    })
+}
+
 /// A rate, without what may be written behind it: all of them are per second.
 fn per_unit(text: &str) -> &str {
     let text = text.trim_end();
@@ -260,6 +277,12 @@ pub(crate) fn message_size(text: &str) -> Result<(u64, u64), String> {
         bytes => Ok(bytes),
     };
     let (smallest, largest) = text.split_once("..").unwrap_or((text, text));
+    if let Some((smallest, largest)) = text.split_once(['-', ':', '~', '…'])
+        && size(smallest).is_ok()
+        && size(largest).is_ok()
+    {
+        return Err(with_example("a range has two dots", &format!("{}..{}", smallest.trim(), largest.trim())));
+    }
     match (size(smallest)?, size(largest)?) {
         (smallest, largest) if smallest > largest => {
             let (first, second) = text.split_once("..").unwrap_or((text, text));
@@ -310,6 +333,17 @@ pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     whole(1..=usize::MAX as u64)(text)
 }
 
+/// A process, by its number.
+pub(crate) fn pid(text: &str) -> Result<i32, String> {
+    whole(1..=i32::MAX as u64)(text).map_err(|error| {
+        let cause = error.split(": write it as in ").next().unwrap_or_default();
+        match text.trim().starts_with(char::is_alphabetic) {
+            true => with_example("it is a name, and the number of a process is wanted (pidof tells it)", "4711"),
+            false => with_example(cause, "4711"),
+        }
+    })
+}
+
 /// So many in each second.
 pub(crate) fn per_second(text: &str) -> Result<NonZeroU32, String> {
     let rate = whole::<u32>(1..=u32::MAX.into())(per_unit(text))?;
@@ -328,17 +362,34 @@ pub(crate) fn depth(text: &str) -> Result<u64, String> {
 
 /// A network, or a single address; of IPv4 addresses that are written as IPv6 ones, the IPv4 network.
 pub(crate) fn network(text: &str) -> Result<IpNet, String> {
-    let single = |_| text.parse::<IpAddr>().map(IpNet::from);
-    let text = text.trim();
-    let network = text.parse::<IpNet>().or_else(single);
+    one_of_several(text, one_network)
+}
+
+fn one_network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let examples = "10.0.0.0/8, 2001:db8::/32, 192.0.2.1";
-    let network = network.map_err(|_| with_example("it is not a network in numbers", examples))?;
+    let network = network.map_err(|_| {
+        let meant = masked(text);
+        with_example("it is not a network in numbers", meant.as_deref().unwrap_or(examples))
+    })?;
     match canonical(network) {
         IpNet::V6(_) if network.addr().to_canonical().is_ipv4() => {
             Err(with_example("IPv4 addresses in IPv6 form have a prefix of 96 at least", "::ffff:10.0.0.0/104"))
         }
         network => Ok(network),
     }
+}
+
+/// The network that is meant by 10.0.0.*, or by 10.0.0.0/255.255.255.0.
+fn masked(text: &str) -> Option<String> {
+    if let Some(parts) = text.strip_suffix(".*") {
+        let fixed = parts.trim_end_matches(".*");
+        let count = fixed.split('.').count();
+        let network = format!("{fixed}{}/{}", ".0".repeat(4usize.checked_sub(count)?), 8 * count);
+        return network.parse::<IpNet>().ok().map(|_| network);
+    }
+    let (address, mask) = text.split_once('/')?;
+    Ipv4Net::with_netmask(address.parse().ok()?, mask.parse().ok()?).ok().map(|network| network.to_string())
 }
 
 pub(crate) fn word(text: &str) -> Result<String, String> {
@@ -353,8 +404,8 @@ pub(crate) fn word(text: &str) -> Result<String, String> {
 
 /// A point in time.
 pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
-    let now = || humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    humantime::parse_rfc3339_weak(text).map_err(|_| with_example("it is not a date and a time in UTC", &now()))
+    let soon = || humantime::format_rfc3339_seconds(SystemTime::now() + Duration::from_secs(60)).to_string();
+    humantime::parse_rfc3339_weak(text).map_err(|_| with_example("it is not a date and a time in UTC", &soon()))
 }
 
 /// A text to look for.
@@ -418,6 +469,10 @@ mod tests {
             assert!(messages(mistake).is_err(), "{mistake}");
         }
         assert!(depth("10s").unwrap_err().contains("-t 10s"));
+        for range in ["1k-2k", "1k:2k", "1k - 2k"] {
+            assert_eq!(message_size(range), Err("a range has two dots: write it as in 1k..2k".to_owned()));
+        }
+        assert!(pid("nginx").unwrap_err().ends_with("as in 4711") && pid("0").unwrap_err().ends_with("as in 4711"));
     }
 
     #[test]
@@ -428,8 +483,22 @@ mod tests {
             ("::1", "::1/128"),
             ("::ffff:192.0.2.1", "192.0.2.1/32"),
             ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            (" 192.0.2.1 ", "192.0.2.1/32"),
         ] {
             assert_eq!(network(text).unwrap().to_string(), network_of);
+        }
+    }
+
+    #[test]
+    fn network_of_another_notation_is_told_in_ours() {
+        for (text, example) in [
+            ("10.0.0.*", "10.0.0.0/24"),
+            ("10.*.*.*", "10.0.0.0/8"),
+            ("10.0.0.0/255.0.0.0", "10.0.0.0/8"),
+            ("10.0.0.256.*", "192.0.2.1"),
+            ("10.0.0.0/255.0.255.0", "192.0.2.1"),
+        ] {
+            assert!(network(text).unwrap_err().ends_with(example), "{text}");
         }
     }
 

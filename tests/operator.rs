@@ -59,6 +59,24 @@ fn is_turned_away(peer: &mut TcpStream) -> bool {
 }
 
 #[test]
+fn admin_answers_when_connections_have_no_descriptor() {
+    let mut server = Server::start_limited(64, "--max-connections 1000 --http 0");
+    let inside = server.inside();
+    let peers: Vec<_> = (0..80).map(|_| server.connect()).collect();
+    server.wait_for_log("accepting pauses");
+    let lookers: Vec<_> = (0..3).map(|_| dial(inside)).collect(); // who only look are no reason either
+    let (head, state) = get(inside, "/state");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let (open, most) = (state["connections"].as_u64().unwrap(), state["max_connections"].as_u64().unwrap());
+    assert!(open == most && (20..60).contains(&open), "{open} of {most}");
+    drop((peers, lookers));
+    ping(&mut server.connect(), b"there is room again");
+    let log = server.stop();
+    assert!(log.contains("raise it (ulimit -n); --http has its share of it"), "{log}");
+}
+
+#[test]
 fn a_unix_socket_is_served_like_any_other() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");

@@ -112,7 +112,7 @@ pub struct Config {
 
     /// Report CPU and memory of the server process PID. Its threads and children are included: CPU time per message,
     /// memory per connection. On this machine, on Linux
-    #[arg(help_heading = "Output", long, value_name = "PID", value_parser = values::whole::<i32>(1..=i32::MAX as u64))]
+    #[arg(help_heading = "Output", long, value_name = "PID", value_parser = values::pid)]
     pub watch_pid: Option<i32>,
 
     /// Report on each of the servers behind one address. They are told apart by the line that each sends first (`serve
@@ -138,7 +138,9 @@ impl Config {
     /// What is wrong, and what to do.
     pub fn check(&self) -> Result<(), String> {
         if self.connections + self.idle == 0 {
-            return Err("there is no connection to open: -c and --idle are both 0".to_owned());
+            return Err(
+                "there is no connection to open: -c and --idle are both 0; give one of them, as in -c 50".to_owned()
+            );
         }
         if self.by_greeting && matches!(self.address, Address::Udp(_)) {
             return Err(format!(

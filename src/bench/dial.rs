@@ -6,9 +6,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use indicatif::HumanCount;
 use ipnet::{IpAddrRange, Ipv4AddrRange, Ipv6AddrRange};
 
-use crate::count::counted;
+use crate::count::{agreeing, counted};
 use crate::reactor::address::{Address, Endpoint};
 
 /// The longest that an answer to the datagram is waited for that finds out who answers.
@@ -207,11 +208,13 @@ impl Sources {
 pub(super) fn check_descriptors(connections: usize, room: usize, limit: Option<u64>) -> anyhow::Result<()> {
     ensure!(
         connections <= room,
-        "{} are more than the limit on open files allows: it is {}, which leaves room for {room}. \
+        "{} {} more than the limit on open files allows: it is {}, which leaves room for {}. \
          Raise it (ulimit -n), or share the work among several processes and add up what they report (echoloop report \
          --merge)",
         counted(connections, "connection"),
-        limit.unwrap_or(0)
+        agreeing(connections, "is"),
+        HumanCount(limit.unwrap_or(0)),
+        HumanCount(room as u64)
     );
     Ok(())
 }

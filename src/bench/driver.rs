@@ -204,9 +204,13 @@ impl<'a, W: World> Driver<'a, W> {
         let nobody = self.link.is_empty() && self.load().record.connect.is_empty();
         if nobody && !self.interrupted {
             let attempts = self.load().record.error_count();
+            let address = &self.config.address;
+            let remedy = match self.load().record.errors.keys().next() {
+                Some(ErrorKind::Refused) => format!("; does anybody listen there? `echoloop serve {address}` would"),
+                _ => String::new(),
+            };
             bail!(
-                "cannot connect to {}: {} ({})",
-                self.config.address,
+                "cannot connect to {address}: {} ({}){remedy}",
                 self.first_error(),
                 match attempts {
                     1 => "one attempt".to_owned(),
@@ -350,7 +354,7 @@ impl<'a, W: World> Driver<'a, W> {
         self.phase = Phase::Awaiting;
         self.progress.bar.set_prefix("last ones");
         let outstanding = self.load().record.ledger().map_or(0, Ledger::outstanding);
-        debug!("{} in flight are awaited", counted(outstanding, "message"));
+        debug!("waiting for what is in flight: {}", counted(outstanding, "message"));
         let last = self.load().record.ledger().map_or(now, |ledger| ledger.to().max(now)) + nanos(self.config.timeout);
         now = self.now();
         while self.load().is_awaiting() && now <= last && !self.impatient && !self.deserted {

@@ -6,11 +6,11 @@
 use std::fmt::Write;
 use std::fs::File;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use indicatif::HumanCount;
 use log::debug;
 use schemars::JsonSchema;
@@ -550,11 +550,17 @@ impl Run {
             _ => File::open(path).and_then(|file| BufReader::new(file).read_to_string(&mut text)),
         };
         let label = path.display();
-        read.with_context(|| format!("cannot read {label}"))?;
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                anyhow!("cannot read {label}: {error}; `echoloop bench --json {label}` would write it")
+            }
+            _ => anyhow::Error::new(error).context(format!("cannot read {label}")),
+        })?;
         let objects = objects(&text);
         let parse = |(number, json): (usize, &&str)| {
             let label = if objects.len() == 1 { label.to_string() } else { format!("{label}, run {}", number + 1) };
-            let run = Run::parse(json).with_context(|| format!("{label} is not a run of `echoloop bench`"))?;
+            let run = Run::parse(json)
+                .with_context(|| format!("{label} is not a run of `echoloop bench`, which writes one with --json"))?;
             Ok((label, run))
         };
         let runs: Vec<_> = objects.iter().enumerate().map(parse).collect::<anyhow::Result<_>>()?;

@@ -82,7 +82,7 @@ pub struct Config {
 
     /// Watch the service's process, too: memory, CPU. Its children are included; its memory, descriptors and CPU time
     /// are judged. On this machine, on Linux
-    #[arg(help_heading = "How", long, value_name = "PID", value_parser = values::whole::<i32>(1..=i32::MAX as u64))]
+    #[arg(help_heading = "How", long, value_name = "PID", value_parser = values::pid)]
     pub pid: Option<i32>,
 
     /// Start the service with shell command CMD. In it, {port} stands for the port of ADDR, or for a free one; check waits

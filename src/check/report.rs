@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Format;
 use super::catalogue::{self, About, Promise};
 use crate::build::{self, Build};
-use crate::count::counted;
+use crate::count::{agreeing, counted};
 use crate::escape;
 
 /// The version of the files' format.
@@ -152,7 +152,7 @@ impl Report {
             escape::text(&self.address),
             self.count(Verdict::Holds),
             counted(self.judgements.len(), "promise"),
-            if self.count(Verdict::Holds) == 1 { "holds" } else { "hold" }
+            agreeing(self.count(Verdict::Holds), "holds")
         );
         for (count, word) in [(self.count(Verdict::Note), "noted"), (self.count(Verdict::NotJudged), "not judged")] {
             if count > 0 {

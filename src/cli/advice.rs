@@ -2,15 +2,18 @@
 
 use std::ffi::OsString;
 
-use clap::Command;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, Command};
 
 use super::manual::shell_words;
+use crate::count::agreeing;
 use crate::escape;
 use crate::reactor::address::Address;
+use crate::values;
 
-/// Options that other programs have, and what to write here. `{addr}` stands for an address made of the option's value.
+/// Options that other programs have, and what to write here. `{addr}` stands for an address made of the option's value,
+/// and `{value=10s}` for the value itself, if that is taken, or else this one.
 struct Guess {
     options: &'static [&'static str],
     /// For these commands; for all if there are none.
@@ -48,7 +51,37 @@ const GUESSES: &[Guess] = &[
         options: &["--unix", "-U", "--socket"],
         commands: &[],
         why: "the kind of socket is part of the address",
-        example: "echoloop {command} unix:/tmp/echo.sock",
+        example: "echoloop {command} unix:{value=/tmp/echo.sock}",
+    },
+    Guess {
+        options: &["--tcp"],
+        commands: &[],
+        why: "the kind of socket is part of the address, and TCP is the usual one",
+        example: "echoloop {command} 127.0.0.1:7777",
+    },
+    Guess {
+        options: &["--output", "-o", "--out", "--csv", "--format", "--save"],
+        commands: &["bench"],
+        why: "a run is written for other programs by --json, and as a page by --html",
+        example: "echoloop bench --json {value=run.json}",
+    },
+    Guess {
+        options: &["--message", "--data", "-m", "--body", "--payload-file"],
+        commands: &["bench"],
+        why: "messages are made here, so that each byte of the replies can be verified; -s is their size",
+        example: "echoloop bench -s 1KiB",
+    },
+    Guess {
+        options: &["--message", "--data", "-m", "--send", "--text", "--file"],
+        commands: &["connect"],
+        why: "what is sent comes from standard input",
+        example: "echo hello | echoloop connect",
+    },
+    Guess {
+        options: &["--color", "--colour", "--no-color", "--no-colour"],
+        commands: &[],
+        why: "colours are for terminals, and the variable NO_COLOR=1 turns them off",
+        example: "echoloop {command}",
     },
     Guess {
         options: &["--threads", "--workers", "--processes", "-j", "-w", "--jobs"],
@@ -66,49 +99,49 @@ const GUESSES: &[Guess] = &[
         options: &["--requests", "--count", "--number"],
         commands: &["bench"],
         why: "a number of messages is -n",
-        example: "echoloop bench -n 100k",
+        example: "echoloop bench -n {value=100k}",
     },
     Guess {
         options: &["--concurrency", "--clients", "--conns", "--parallel"],
         commands: &["bench", "check"],
         why: "a number of connections is -c",
-        example: "echoloop {command} -c 100",
+        example: "echoloop {command} -c {value=100}",
     },
     Guess {
         options: &["--time", "--seconds", "-z", "--length"],
         commands: &["bench"],
         why: "how long to measure is -t",
-        example: "echoloop bench -t 10s",
+        example: "echoloop bench -t {value=10s}",
     },
     Guess {
         options: &["--qps", "--rps", "-R", "-q"],
         commands: &["bench"],
         why: "messages per second are --rate",
-        example: "echoloop bench --rate 50k",
+        example: "echoloop bench --rate {value=50k}",
     },
     Guess {
         options: &["--pipeline", "-P", "--window"],
         commands: &["bench"],
         why: "messages in flight on each connection are -d",
-        example: "echoloop bench -d 32",
+        example: "echoloop bench -d {value=32}",
     },
     Guess {
         options: &["--payload", "--bytes", "--message-size", "--msg-size", "-b"],
         commands: &["bench"],
         why: "the size of messages is -s",
-        example: "echoloop bench -s 1KiB",
+        example: "echoloop bench -s {value=1KiB}",
     },
     Guess {
         options: &["--timeout", "-t"],
         commands: &["serve"],
         why: "connections on which nothing moves are closed by --idle-timeout",
-        example: "echoloop serve --idle-timeout 5m",
+        example: "echoloop serve --idle-timeout {value=5m}",
     },
     Guess {
         options: &["--metrics", "--prometheus", "--admin", "--web"],
         commands: &["serve"],
         why: "metrics and the live page are on --http",
-        example: "echoloop serve --http 9090",
+        example: "echoloop serve --http {value=9090}",
     },
     Guess {
         options: &["--log-level", "--loglevel", "--debug", "--trace", "--log"],
@@ -119,7 +152,7 @@ const GUESSES: &[Guess] = &[
     Guess {
         options: &["--daemon", "-D", "--background", "--daemonize", "--pidfile"],
         commands: &["serve"],
-        why: "it stays in the foreground, for systemd (deploy/systemd) or the shell to manage",
+        why: "it stays in the foreground, for systemd (deploy/echoloop@.service) or the shell to manage",
         example: "echoloop serve",
     },
     Guess {
@@ -145,26 +178,52 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["compare", "merge", "diff", "show"], "report"),
     (&["completion", "complete", "autocomplete"], "completions bash"),
     (&["manual", "manpage", "docs"], "man"),
+    (&["version"], "--version"),
 ];
 
+/// What is said for: no limit.
+const WITHOUT: [&str; 12] =
+    ["never", "none", "no", "off", "unlimited", "infinite", "infinity", "inf", "max", "forever", "disabled", "all"];
+
 /// Words that are taken for addresses: what one says to services elsewhere.
-const ORDERS: [&str; 8] = ["start", "run", "up", "stop", "restart", "status", "reload", "help"];
+const ORDERS: [&str; 9] = ["start", "run", "up", "stop", "restart", "status", "reload", "help", "version"];
 
 /// Has `error` say what to write instead, if that can be known.
 pub(super) fn improve(error: &mut clap::Error, program: &Command, line: &[OsString]) {
     let line: Vec<String> = line.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let command = line.iter().skip(1).find(|arg| program.find_subcommand(arg.as_str()).is_some());
     let command = command.map_or("", String::as_str);
+    let is_help = line.get(1).is_some_and(|word| word == "help");
     let (text, value) = (|kind| context(error, kind), context(error, ContextKind::InvalidValue));
     let mut is_guess = true;
     let tip = match error.kind() {
+        _ if let Some(tip) = one_dash(program, command, &line) => Some(tip),
         ErrorKind::UnknownArgument => text(ContextKind::InvalidArg).and_then(|arg| {
-            unknown_argument(&arg, command, &line).or_else(|| {
-                is_guess = false;
-                option_elsewhere(program, &arg, command)
+            unknown_argument(program, &arg, command, &line).or_else(|| {
+                let elsewhere = option_elsewhere(program, &arg, command);
+                is_guess = elsewhere.is_none();
+                elsewhere.or_else(|| abbreviated(program, &arg, command, &line))
             })
         }),
-        ErrorKind::InvalidSubcommand => text(ContextKind::InvalidSubcommand).and_then(|word| unknown_command(&word)),
+        ErrorKind::InvalidSubcommand => {
+            let word = text(ContextKind::InvalidSubcommand);
+            word.and_then(|word| if is_help { help_on(program, &word, command) } else { unknown_command(&word) })
+        }
+        ErrorKind::MissingRequiredArgument => match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::Strings(missing)) => missing.first().and_then(|arg| missing_argument(arg, &line)),
+            _ => None,
+        },
+        ErrorKind::ArgumentConflict => text(ContextKind::InvalidArg).map(|arg| {
+            let example = example_value(&arg).unwrap_or_else(|| arg.trim_end_matches('.').to_owned());
+            let what = match text(ContextKind::PriorArg).is_some_and(|prior| prior == arg) {
+                true => "give it once",
+                false => "leave one of them out",
+            };
+            format!("{what}, as in echoloop {command} {example}")
+        }),
+        ErrorKind::TooManyValues => {
+            text(ContextKind::InvalidArg).map(|arg| format!("it takes no value: echoloop {command} {arg}"))
+        }
         ErrorKind::InvalidValue if value.as_deref() == Some("") => {
             let option = text(ContextKind::InvalidArg);
             option.and_then(|option| example_value(&option)).map(|example| format!("for example {example}"))
@@ -172,8 +231,13 @@ pub(super) fn improve(error: &mut clap::Error, program: &Command, line: &[OsStri
         ErrorKind::ValueValidation => value.and_then(|value| {
             let is_address = || text(ContextKind::InvalidArg).is_some_and(|arg| arg.contains("ADDR"));
             let is_order = || ORDERS.contains(&value.as_str()) && is_address();
-            let tip = no_address(&value, program, command, &line).or_else(|| two_words(&value, command, &line));
-            tip.or_else(|| is_order().then(|| order(command)))
+            let arg = text(ContextKind::InvalidArg).unwrap_or_default();
+            no_address(&value, program, command, &line)
+                .or_else(|| two_words(&value, command, &line))
+                .or_else(|| is_order().then(|| order(&value, command)))
+                .or_else(|| is_address().then(|| another_command(program, &value, command)).flatten())
+                .or_else(|| several(program, &arg, &value, command))
+                .or_else(|| no_limit(program, &arg, &value, command))
         }),
         _ => None,
     };
@@ -207,26 +271,153 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<String> {
 }
 
 /// What starts a command, for those who took an order for its address.
-fn order(command: &str) -> String {
+fn order(word: &str, command: &str) -> String {
     match command {
+        command if word == "help" => format!("echoloop help {command}"),
+        _ if word == "version" => "echoloop --version".to_owned(),
         "serve" | "" => "it starts at once, and stops at Ctrl-C or SIGTERM: echoloop serve".to_owned(),
         command => format!("it starts at once: echoloop {command}"),
     }
 }
 
-fn unknown_argument(arg: &str, command: &str, line: &[String]) -> Option<String> {
-    let place = line.iter().position(|it| it == arg || it.strip_prefix(arg).is_some_and(|rest| rest.starts_with('=')));
-    let inline = place.and_then(|place| line[place].split_once('=')).map(|(_, value)| value);
-    let value = inline.or_else(|| line.get(place? + 1).map(String::as_str)).filter(|it| !it.starts_with('-'));
+/// Two commands in one line.
+fn another_command(program: &Command, value: &str, command: &str) -> Option<String> {
+    let other = program.find_subcommand(value)?.get_name();
+    Some(format!("these are two commands, each on a line of its own: echoloop {command}, echoloop {other}"))
+}
+
+/// Words in shell's quotes, where it would take them for something else.
+fn quoted(word: &str) -> String {
+    let is_plain = |it: char| it.is_alphanumeric() || "_-./:=@%+[],".contains(it);
+    if word.chars().all(is_plain) { word.to_owned() } else { format!("'{word}'") }
+}
+
+/// An option behind a single dash, which is read as several short ones.
+fn one_dash(program: &Command, command: &str, line: &[String]) -> Option<String> {
+    let command = program.find_subcommand(command).unwrap_or(program);
+    let options = || command.get_arguments().chain(program.get_arguments());
+    let (place, name) = line.iter().enumerate().find_map(|(place, word)| {
+        let name = word.strip_prefix('-')?.split('=').next()?;
+        options().any(|arg| arg.get_long() == Some(name)).then_some((place, name))
+    })?;
+    let start = match command.get_name() {
+        "echoloop" => "echoloop".to_owned(),
+        name => format!("echoloop {name}"),
+    };
+    let takes_value = options().any(|arg| arg.get_long() == Some(name) && arg.get_action().takes_values());
+    let value = line.get(place + 1).filter(|it| takes_value && !line[place].contains('=') && !it.starts_with('-'));
+    let value = value.map_or(String::new(), |value| format!(" {}", quoted(value)));
+    Some(format!("options that are words have two dashes: {start} -{}{value}", line[place]))
+}
+
+/// The value that was given to an option, in its own argument or the next.
+fn value_of<'a>(option: &str, line: &'a [String]) -> Option<&'a str> {
+    let is_it = |it: &String| it == option || it.strip_prefix(option).is_some_and(|rest| rest.starts_with('='));
+    let place = line.iter().position(is_it)?;
+    let inline = line[place].split_once('=').map(|(_, value)| value);
+    inline.or_else(|| line.get(place + 1).map(String::as_str)).filter(|it| !it.starts_with('-'))
+}
+
+/// Options that are meant by their beginning, or by one of their words.
+fn abbreviated(program: &Command, arg: &str, command: &str, line: &[String]) -> Option<String> {
+    let name = arg.strip_prefix("--").filter(|name| name.len() > 1)?;
+    let command = program.find_subcommand(command)?;
+    let longs = || command.get_arguments().chain(program.get_arguments()).filter_map(|it| Some((it.get_long()?, it)));
+    let mut meant: Vec<_> = longs().filter(|(long, _)| long.starts_with(name)).collect();
+    if meant.is_empty() {
+        meant = longs().filter(|(long, _)| long.split('-').any(|word| word == name)).collect();
+    }
+    let (first, option) = meant.first()?;
+    let takes_value = option.get_action().takes_values();
+    let value =
+        value_of(arg, line).filter(|_| takes_value).map_or(String::new(), |value| format!(" {}", quoted(value)));
+    let names: Vec<_> = meant.iter().map(|(long, _)| format!("--{long}")).collect();
+    let (is, names) = (agreeing(names.len(), "is"), joined(&names)?);
+    Some(format!("there {is} {names}: echoloop {} --{first}{value}", command.get_name()))
+}
+
+/// How to ask for help on `word`, which is no command: on the option of that name.
+fn help_on(program: &Command, word: &str, command: &str) -> Option<String> {
+    let name = word.trim_start_matches('-');
+    let has = |it: &Command| it.get_arguments().any(|arg| arg.get_long() == Some(name));
+    let having = program.find_subcommand(command).filter(|it| has(it));
+    if let Some(having) = having.or_else(|| program.get_subcommands().find(|it| has(it))) {
+        return Some(format!("--{name} is explained in echoloop help {}", having.get_name()));
+    }
+    let meant = program.clone().try_get_matches_from(["echoloop", name]).err();
+    let meant = meant.and_then(|error| match error.get(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::Strings(names)) => names.first().cloned(),
+        _ => None,
+    });
+    let command = if command.is_empty() { meant.as_deref().unwrap_or("serve") } else { command };
+    Some(format!("help is about a command: echoloop help {command}"))
+}
+
+/// An example of a command line with what is missing.
+fn missing_argument(arg: &str, line: &[String]) -> Option<String> {
+    let is_merging = line.iter().any(|it| it == "--merge");
+    Some(match arg {
+        "<FILE>..." if is_merging => "for example echoloop report --merge one.json two.json".to_owned(),
+        "<FILE>..." => "`echoloop bench --json run.json` writes what it takes: echoloop report run.json".to_owned(),
+        "<SHELL>" => "for example echoloop completions bash".to_owned(),
+        "--merge" => {
+            "it is about one run that is made of several: echoloop report --merge --json all.json one.json two.json"
+                .to_owned()
+        }
+        _ => return None,
+    })
+}
+
+/// How to give several values of an option that was given a list of them.
+fn several(program: &Command, arg: &str, value: &str, command: &str) -> Option<String> {
+    let name = arg.split("--").nth(1)?.split([' ', ')', '=']).next()?;
+    let is_meant = |it: &&clap::Arg| it.get_long() == Some(name);
+    let option = program.find_subcommand(command)?.get_arguments().find(is_meant)?;
+    if !matches!(option.get_action(), ArgAction::Append) {
+        return None;
+    }
+    let is_taken = |part: &str| {
+        let line = ["echoloop", command, &format!("--{name}={part}")];
+        let refused = program.clone().try_get_matches_from(line).err();
+        refused.is_none_or(|error| error.kind() != ErrorKind::ValueValidation)
+    };
+    let parts = values::list(value, is_taken)?;
+    Some(match arg.split_once(" (--") {
+        Some((variable, _)) => {
+            format!("in a variable there are commas between them: {variable}={}", quoted(&parts.join(",")))
+        }
+        None => {
+            let each: Vec<_> = parts.iter().map(|part| format!("--{name} {}", quoted(part))).collect();
+            format!("echoloop {command} {}", each.join(" "))
+        }
+    })
+}
+
+/// That there is no limit without the option.
+fn no_limit(program: &Command, arg: &str, value: &str, command: &str) -> Option<String> {
+    let name = arg.split("--").nth(1)?.split([' ', ')', '=']).next()?;
+    let option = program.find_subcommand(command)?.get_arguments().find(|it| it.get_long() == Some(name))?;
+    let is_limit =
+        command != "check" && option.get_default_values().is_empty() && !["duration", "messages"].contains(&name);
+    (is_limit && WITHOUT.contains(&value.to_lowercase().as_str())).then(|| format!("for that, leave --{name} out"))
+}
+
+fn unknown_argument(program: &Command, arg: &str, command: &str, line: &[String]) -> Option<String> {
     if !arg.starts_with('-') {
         // HOST PORT, as for telnet and nc.
-        let host = line.get(place?.checked_sub(1)?)?;
+        let host = line.get(line.iter().position(|it| it == arg)?.checked_sub(1)?)?;
         let address = format!("{host}:{arg}");
         let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
         let is_pair = is_number(arg) && !is_number(host) && host != command && address.parse::<Address>().is_ok();
-        return Some(match is_pair {
-            true => format!("host and port are one argument: echoloop {command} {address}"),
-            false => format!("it takes one address: echoloop {command} 127.0.0.1:7777"),
+        let takes = program.find_subcommand(command)?.get_positionals().next();
+        let kind = takes.and_then(clap::Arg::get_value_names).map_or("", |names| names[0].as_str());
+        return Some(match kind {
+            _ if is_pair => format!("host and port are one argument: echoloop {command} {address}"),
+            "ADDR" if host != command && host.parse::<Address>().is_ok() => {
+                format!("it takes one address: echoloop {command} {host}")
+            }
+            "ADDR" => format!("it takes one address: echoloop {command} 127.0.0.1:7777"),
+            kind => format!("it takes one {}: echoloop {command} {host}", kind.to_lowercase()),
         });
     }
     let fits = |guess: &&Guess| {
@@ -234,7 +425,13 @@ fn unknown_argument(arg: &str, command: &str, line: &[String]) -> Option<String>
     };
     let guess = GUESSES.iter().find(fits)?;
     let command = if ["serve", "connect", "bench", "check"].contains(&command) { command } else { "serve" };
+    let value = value_of(arg, line);
     let example = guess.example.replace("{command}", command).replace("{addr}", &address(value));
+    let Some((before, rest)) = example.split_once("{value=") else { return Some(format!("{}: {example}", guess.why)) };
+    let (usual, after) = rest.split_once('}')?;
+    let with = |value: &str| format!("{before}{}{after}", quoted(value));
+    let is_whole = |line: &String| program.clone().try_get_matches_from(line.split(' ')).is_ok();
+    let example = value.map(with).filter(is_whole).unwrap_or_else(|| with(usual));
     Some(format!("{}: {example}", guess.why))
 }
 
@@ -246,6 +443,15 @@ fn address(value: Option<&str>) -> String {
         .into_iter()
         .find_map(|text| Some(text.parse::<Address>().ok()?.to_string()))
         .unwrap_or_else(|| "127.0.0.1:7777".to_owned())
+}
+
+/// Names as a sentence has them; `None` if there are none.
+fn joined(names: &[String]) -> Option<String> {
+    Some(match names {
+        [name] => name.clone(),
+        [all @ .., last] => format!("{} and {last}", all.join(", ")),
+        [] => return None,
+    })
 }
 
 /// An option that other commands have.
@@ -261,12 +467,8 @@ fn option_elsewhere(program: &Command, arg: &str, command: &str) -> Option<Strin
     let having: Vec<_> =
         others.filter_map(|other| Some((other.get_name(), other.get_arguments().find(is_meant)?))).collect();
     let (first, option) = having.first()?;
-    let names: Vec<_> = having.iter().map(|(name, _)| *name).collect();
-    let names = match &names[..] {
-        [name] => (*name).to_owned(),
-        [all @ .., last] => format!("{} and {last}", all.join(", ")),
-        [] => return None,
-    };
+    let names: Vec<_> = having.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let names = joined(&names)?;
     let takes_one =
         option.get_action().takes_values() && option.get_num_args().is_none_or(|number| number.min_values() > 0);
     let value = option.get_value_names().and_then(|names| names.first()).filter(|_| takes_one);
@@ -313,6 +515,10 @@ fn no_address(value: &str, program: &Command, command: &str, line: &[String]) ->
 }
 
 fn unknown_command(word: &str) -> Option<String> {
+    let lower = word.to_lowercase();
+    if super::COMMANDS.contains(&lower.as_str()) {
+        return Some(format!("commands are in small letters: echoloop {lower}"));
+    }
     if word == "echoloop" {
         return Some("once is enough: echoloop serve".to_owned());
     }
@@ -443,7 +649,10 @@ mod tests {
             for example in examples {
                 let is_taken = match Cli::try_parse_from(&example) {
                     Ok(_) => true,
-                    Err(error) => example[1] == "report" && error.kind() == ErrorKind::MissingRequiredArgument,
+                    Err(error) => match error.kind() {
+                        ErrorKind::DisplayVersion => true,
+                        kind => example[1] == "report" && kind == ErrorKind::MissingRequiredArgument,
+                    },
                 };
                 assert!(is_taken, "{line}: {text}");
             }
@@ -500,6 +709,54 @@ mod tests {
             let text = answer_of(line);
             assert!(text.contains(answer), "{line}: {text}");
         }
+    }
+
+    #[test]
+    fn each_kind_of_slip_is_answered_in_kind() {
+        for (line, answer) in [
+            ("serve --http a:1,b:2", "echoloop serve --http a:1 --http b:2\n"),
+            ("serve --http 9090,9091", "echoloop serve --http 9090 --http 9091\n"),
+            ("serve --deny 10.0.0.0/8;192.0.2.1", "echoloop serve --deny 10.0.0.0/8 --deny 192.0.2.1\n"),
+            ("serve --fault drop=1%,delay=5ms", "echoloop serve --fault drop=1% --fault delay=5ms\n"),
+            ("bench --fail-if p99>5ms,errors>0", "echoloop bench --fail-if 'p99>5ms' --fail-if 'errors>0'\n"),
+            ("bench --conn 5", "there are --connections and --connect-rate: echoloop bench --connections 5\n"),
+            ("serve --drain=5m", "there is --drain-timeout: echoloop serve --drain-timeout 5m\n"),
+            ("serve --interval 5s", "there is --stats-interval: echoloop serve --stats-interval 5s\n"),
+            ("bench -rate 5", "have two dashes: echoloop bench --rate 5\n"),
+            ("bench -duration=5s", "have two dashes: echoloop bench --duration=5s\n"),
+            ("-version", "have two dashes: echoloop --version\n"),
+            ("help bench rate", "--rate is explained in echoloop help bench\n"),
+            ("help bench --rate", "--rate is explained in echoloop help bench\n"),
+            ("help idle-timeout", "--idle-timeout is explained in echoloop help serve\n"),
+            ("help serv", "help is about a command: echoloop help serve\n"),
+            ("bench help", "echoloop help bench\n"),
+            ("version", "there is echoloop --version\n"),
+            ("man bench rate", "it takes one command: echoloop man bench\n"),
+            ("bench a:1 b:2", "it takes one address: echoloop bench a:1\n"),
+            ("report", "echoloop report run.json\n"),
+            ("report --merge", "echoloop report --merge one.json two.json\n"),
+            ("report --json a b", "echoloop report --merge --json all.json one.json two.json\n"),
+            ("completions", "echoloop completions bash\n"),
+            ("serve -q -v", "leave one of them out, as in echoloop serve --"),
+            ("bench --find-rate p99<5ms -n 5", "leave one of them out, as in echoloop bench --find-rate 'p99<5ms'\n"),
+            ("serve --idle-timeout never", "for that, leave --idle-timeout out\n"),
+            ("serve --max-connections unlimited", "for that, leave --max-connections out\n"),
+            ("serve --backlog 5 --backlog 6", "give it once, as in echoloop serve --backlog 100\n"),
+            ("serve --proxy-protocol=v2", "it takes no value: echoloop serve --proxy-protocol\n"),
+            ("serve --print hex", "echoloop serve --print=hex\n"),
+            ("bench serve", "echoloop bench, echoloop serve\n"),
+            ("SERVE", "echoloop serve\n"),
+            ("serve --unix /tmp/x", "echoloop serve unix:/tmp/x\n"),
+            ("bench --requests=1000", "echoloop bench -n 1000\n"),
+            ("bench --requests=many", "echoloop bench -n 100k\n"),
+            ("bench -o x.json", "echoloop bench --json x.json\n"),
+            ("connect host:1:2", "\"1:2\" is not a port"),
+            ("serve *:80", "127.0.0.1:80, 0.0.0.0:80, [::]:80\n"),
+        ] {
+            let text = answer_of(line);
+            assert!(text.contains(answer), "{line}: {text}");
+        }
+        assert!(!answer_of("bench --duration forever").contains("leave"));
     }
 
     #[test]

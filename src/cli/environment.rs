@@ -11,6 +11,8 @@ use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use crate::values;
+
 const PREFIX: &str = "ECHOLOOP_";
 
 /// What the project's own build and tests are told by (CONTRIBUTING.md), and hand down to the programs that they start.
@@ -68,6 +70,7 @@ impl Environment {
                 match arg.get_action() {
                     // A flag in the environment is on unless its value says no.
                     ArgAction::SetTrue => arg.value_parser(FalseyValueParser::new()),
+                    ArgAction::Count => arg.value_parser(count),
                     ArgAction::Append if !is_given => arg.value_delimiter(','),
                     _ => arg,
                 }
@@ -118,6 +121,18 @@ impl Environment {
         collect(command, &mut known);
         let is_unknown = |(name, value): &&(String, OsString)| !known.contains(name) && !is_service_link(name, value);
         self.0.iter().filter(is_unknown).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// How often a flag is given that may be given several times: a number; or once, unless the value says no.
+fn count(text: &str) -> Result<u8, String> {
+    match text.trim().to_lowercase().as_str() {
+        "yes" | "true" | "on" | "y" | "t" => Ok(1),
+        "no" | "false" | "off" | "n" | "f" => Ok(0),
+        number => values::whole(0..=255)(number).map_err(|error| match error.split_once(": write it as in ") {
+            Some((cause, _)) => format!("{cause}: write it as in 1, 2, 3"),
+            None => error,
+        }),
     }
 }
 
@@ -180,6 +195,14 @@ mod tests {
         for (variable, long) in all {
             assert_eq!(variable, format!("ECHOLOOP_{}", long.to_uppercase().replace('-', "_")));
         }
+    }
+
+    #[test]
+    fn flag_that_counts_takes_numbers_and_words() {
+        for (text, number) in [("2", 2), ("yes", 1), ("True", 1), ("off", 0), ("0", 0)] {
+            assert_eq!(count(text), Ok(number), "{text}");
+        }
+        assert_eq!(count("loud"), Err("it does not begin with a number: write it as in 1, 2, 3".to_owned()));
     }
 
     #[test]

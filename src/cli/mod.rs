@@ -21,7 +21,7 @@ use clap_complete::Shell;
 use crate::bench::Criterion;
 use crate::bench::report::Outputs;
 use crate::logging::Format;
-use crate::{bench, check, connect, serve, stdio};
+use crate::{bench, check, connect, serve, stdio, values};
 use environment::Environment;
 use manual::Help;
 
@@ -45,7 +45,15 @@ pub struct Cli {
     quiet: bool,
 
     /// Format of the log
-    #[arg(help_heading = "Logging", long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    #[arg(
+        help_heading = "Logging",
+        long,
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        ignore_case = true,
+        default_value_t
+    )]
     log_format: Format,
 
     /// Print help: -h is a page, --help has everything
@@ -217,7 +225,7 @@ pub struct Bench {
     /// Exit with 3 if EXPR holds, such as 'p99>2ms'. Or 'rate<100000', 'errors>0': there are p50, p99.9 and the like,
     /// mean, max, rate, errors, mismatches, missed, lost and connections; with <, <=, > and >=. May be given several
     /// times
-    #[arg(help_heading = "Output", long, value_name = "EXPR")]
+    #[arg(help_heading = "Output", long, value_name = "EXPR", value_parser = one_criterion)]
     fail_if: Vec<Criterion>,
 
     /// Write the run to FILE, for `echoloop report`. - is standard output
@@ -235,6 +243,10 @@ pub struct Bench {
     /// Write the distribution of response times to FILE, in milliseconds, as HdrHistogram's plotters read it
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
+}
+
+fn one_criterion(text: &str) -> Result<Criterion, String> {
+    values::one_of_several(text, str::parse)
 }
 
 impl Bench {

@@ -16,7 +16,7 @@ use super::pause::Pause;
 use super::settings::Settings;
 use super::socket::Origin;
 use super::source::shortest;
-use crate::count::counted;
+use crate::count::{agreeing, counted};
 use mio::Token;
 
 /// Connections accepted from one listener in a turn before the connections get theirs.
@@ -134,8 +134,7 @@ impl<S> Acceptor<S> {
                 }
                 if connections >= max_connections {
                     let tell = || {
-                        let open = counted(connections, "connection");
-                        let verb = if connections == 1 { "is" } else { "are" };
+                        let (open, verb) = (counted(connections, "connection"), agreeing(connections, "is"));
                         format!(
                             "accepting pauses: {open} {verb} open; further ones wait in the backlog until there is room"
                         )

@@ -77,7 +77,7 @@ impl fmt::Display for AddressError {
             }
             AddressError::NoHost(port, kind) => write!(
                 f,
-                "it has no host (127.0.0.1 is this machine alone; 0.0.0.0 and [::] are all its addresses): write it as in \
+                "it names no host (127.0.0.1 is this machine alone; 0.0.0.0 and [::] are all its addresses): write it as in \
                  {kind}127.0.0.1:{port}, {kind}0.0.0.0:{port}, {kind}[::]:{port}"
             ),
             AddressError::Url(address) => write!(f, "it is a URL, and an address is wanted: write it as in {address}"),
@@ -195,7 +195,9 @@ impl FromStr for Host {
                 }
                 let (host, port) = text.rsplit_once(':').ok_or_else(|| with_port(text))?;
                 if host.contains(':') {
-                    return Err(bracketed(text));
+                    let is_number = host.contains("::") || host.matches(':').count() > 1;
+                    let after = || text.split_once(':').map_or(text, |(_, after)| after).to_owned();
+                    return Err(if is_number { bracketed(text) } else { AddressError::Port(after()) });
                 }
                 if port.is_empty() && !host.is_empty() {
                     return Err(with_port(host));
@@ -203,7 +205,7 @@ impl FromStr for Host {
                 (host, port)
             }
         };
-        if host.is_empty() {
+        if matches!(host, "" | "*") {
             let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
             return Err(if is_port {
                 AddressError::NoHost(port.to_owned(), "")
@@ -314,7 +316,16 @@ impl Host {
 
     fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         let mut found: Vec<SocketAddr> = Vec::new();
-        for address in (self.host.as_str(), self.port).to_socket_addrs()? {
+        let resolved = (self.host.as_str(), self.port).to_socket_addrs();
+        // The resolver's own words have no remedy; and no number, which would say what has happened.
+        let explain = |error: io::Error| match error.raw_os_error() {
+            Some(_) => error,
+            None => io::Error::new(
+                error.kind(),
+                format!("{error}; check the name, or write the address in numbers, as in 127.0.0.1:{}", self.port),
+            ),
+        };
+        for address in resolved.map_err(explain)? {
             if !found.contains(&address) {
                 found.push(address);
             }

@@ -84,7 +84,11 @@ impl<'a, S: Stream> Transport<'a, S> {
         let was_closing = self.connection.is_closing();
         self.connection.close(self.now.millis);
         if !was_closing && self.connection.waiting() > 0 {
-            trace!("{}: closing once {} are sent", self.label(), counted(self.connection.waiting(), "byte"));
+            trace!(
+                "{}: closing once all is sent: {} waiting",
+                self.label(),
+                counted(self.connection.waiting(), "byte")
+            );
         }
     }
 

@@ -94,10 +94,18 @@ pub struct Config {
 }
 
 fn http_address(text: &str) -> Result<Address, String> {
-    if text.starts_with("udp:") {
-        return Err("HTTP is not spoken over UDP here: write it as in 127.0.0.1:9090".to_owned());
-    }
-    text.parse().map_err(|error: AddressError| error.to_string())
+    values::one_of_several(text, |text| {
+        if text.starts_with("udp:") {
+            return Err("HTTP is not spoken over UDP here: write it as in 127.0.0.1:9090".to_owned());
+        }
+        text.parse().map_err(|error: AddressError| match error {
+            // The port in the example is the other server's.
+            AddressError::NoPort(_) | AddressError::Port(_) | AddressError::Host(_) => {
+                error.to_string().replace(":7777", ":9090")
+            }
+            error => error.to_string(),
+        })
+    })
 }
 
 impl Config {
@@ -174,8 +182,9 @@ mod tests {
         for (text, address) in [("9090", "127.0.0.1:9090"), ("[::]:80", "[::]:80"), ("unix:/x", "unix:/x")] {
             assert_eq!(http_address(text).unwrap().to_string(), address);
         }
-        for mistake in ["", "99999", ":80", "http://127.0.0.1:80", "udp:127.0.0.1:80", "localhost"] {
+        for mistake in ["", "99999", ":80", "http://127.0.0.1:80", "udp:127.0.0.1:80", "localhost", "9090,9091"] {
             assert!(http_address(mistake).is_err(), "{mistake}");
         }
+        assert!(http_address("localhost").unwrap_err().ends_with("as in localhost:9090"));
     }
 }

@@ -198,11 +198,14 @@ impl FromStr for Fault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Fault::parse(text).map_err(|error| {
-            let cause = error.split(": write it as in ").next().unwrap_or_default();
-            let name = text.split(['=', '@']).next().unwrap_or_default();
-            let example = EXAMPLES.iter().find(|(kind, _)| *kind == name).map_or("delay=5ms", |(_, example)| example);
-            format!("{cause}: write it as in {example}")
+        values::one_of_several(text, |text| {
+            Fault::parse(text).map_err(|error| {
+                let cause = error.split(": write it as in ").next().unwrap_or_default();
+                let name = text.split(['=', '@']).next().unwrap_or_default();
+                let example =
+                    EXAMPLES.iter().find(|(kind, _)| *kind == name).map_or("delay=5ms", |(_, example)| example);
+                format!("{cause}: write it as in {example}")
+            })
         })
     }
 }

@@ -183,12 +183,19 @@ impl<P: StreamService<Socket>> Server<P> {
             "the limit on open files, {}, leaves no room for a connection: raise it (ulimit -n)",
             show(limit)
         );
-        let max_connections = config.max_connections.unwrap_or(room);
+        let asked = config.max_connections.unwrap_or(room);
+        // Those who look in when descriptors have run out need one each, so the connections leave them theirs.
+        let max_connections = if service.admin.is_some() { asked.min(room) } else { asked };
         service.streams.set_max_connections(max_connections);
         info!("echoloop {}, process {}", env!("CARGO_PKG_VERSION"), std::process::id());
         info!("room for {} (open files: at most {})", counted(max_connections, "connection"), show(limit));
         if max_connections > room {
             warn!("but the limit on open files leaves room for {}: raise it (ulimit -n)", HumanCount(room as u64));
+        } else if asked > room {
+            warn!(
+                "for {} the limit on open files is too low: raise it (ulimit -n); --http has its share of it",
+                counted(asked, "connection")
+            );
         }
         let supervisor = Supervisor::new();
         // All that may take long is done: from the lines that say where it listens a reader concludes that it serves.

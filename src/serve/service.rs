@@ -14,7 +14,7 @@ use super::echo::{Echo, SharedPrinter, StreamService};
 use super::fault::{Accepting, FaultCounters, SharedCounters};
 use super::stats::{RefusalLog, Stats, Summary};
 use super::tokens::{self, Owner};
-use crate::count::counted;
+use crate::count::{agreeing, counted};
 use crate::reactor::address::Endpoint;
 use crate::reactor::{
     Activity, DatagramSocket, Datagrams, ListenerCounters, Reactor, Readiness, Settings, Source, Stream, shortest,
@@ -264,8 +264,7 @@ impl<S: Stream, D: DatagramSocket, P: StreamService<S>> Source for Service<S, D,
             && now >= end
             && !self.is_done()
         {
-            let left = counted(self.streams.len(), "connection");
-            let verb = if self.streams.len() == 1 { "is" } else { "are" };
+            let (left, verb) = (counted(self.streams.len(), "connection"), agreeing(self.streams.len(), "is"));
             let unread = if self.datagrams.is_empty() { "" } else { ", and datagrams are left unread" };
             warn!("the drain timeout has passed: {left} {verb} aborted{unread}");
             self.streams.abort_all();

@@ -28,7 +28,12 @@ impl<P: StreamService<Socket>> Binder<'_, P> {
     /// Binds to all that an address stands for.
     pub fn bind(&mut self, address: &Address) -> anyhow::Result<()> {
         let resolved = address.resolve().with_context(|| format!("cannot resolve {address}"))?;
-        bind_all(address, &resolved, |endpoint| self.bind_one(endpoint))
+        bind_all(address, &resolved, |endpoint| match self.bind_one(endpoint) {
+            Err(_) if self.endpoints.contains(endpoint) => {
+                Err(io::Error::other("it is given twice; leave it out once"))
+            }
+            bound => bound,
+        })
     }
 
     fn bind_one(&mut self, endpoint: &Endpoint) -> io::Result<()> {
