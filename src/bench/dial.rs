@@ -283,7 +283,9 @@ mod tests {
     #[test]
     fn missing_descriptors_or_ports_are_named_with_remedy() {
         let text = check_descriptors(2000, 1000, Some(1024)).unwrap_err().to_string();
-        assert!(text.contains("2,000") && text.contains("1024") && text.contains("1000") && text.contains("ulimit -n"));
+        assert!(
+            text.contains("2,000") && text.contains("1,024") && text.contains("1,000") && text.contains("ulimit -n")
+        );
         assert!(check_descriptors(1000, 1000, Some(1024)).is_ok());
         if local_ports().is_some() {
             let text = check_ports(70_000, &Sources::default()).unwrap_err().to_string();
