@@ -382,19 +382,36 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 fn alerts_and_dashboard_use_metrics_that_exist() {
     let rules = include_str!("../deploy/prometheus/echoloop-rules.yaml");
     let dashboard = include_str!("../deploy/grafana/echoloop.json");
-    let mut server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0"], &["--http", "0", "--print"]);
+    let flags = ["--http", "0", "--print", "--fault", "delay=1ms"];
+    let mut server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0"], &flags);
     let (_, told) = get(server.inside(), "/metrics");
     let known = metrics_in(&told);
     let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
     let mut expressions: Vec<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).collect();
-    assert_eq!(expressions.len(), 9);
+    assert_eq!(expressions.len(), 15);
     let panels = dashboard["panels"].as_array().unwrap();
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
     expressions.extend(targets.map(|target| target["expr"].as_str().unwrap()));
+    let mut shown = BTreeSet::new();
     for expression in expressions {
         let used = metrics_in(expression);
         assert!(used.is_subset(&known) && (!used.is_empty() || expression.starts_with("up{")), "{expression}");
+        shown.extend(used);
     }
+    let others = [
+        "echoloop_asleep_seconds_total", // the rest of awake
+        "echoloop_build_info",           // names the instances
+        "echoloop_datagrams_received_bytes_total",
+        "echoloop_datagrams_sent_bytes_total",
+        "echoloop_events_total",
+        "echoloop_peak",
+        "process_start_time_seconds", // up
+        "process_virtual_memory_bytes",
+    ];
+    let named = told.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let is_shown = |name: &&str| shown.iter().any(|it| it == name || it.starts_with(&format!("{name}_")));
+    let unseen: Vec<_> = named.filter(|name| !is_shown(name)).collect();
+    assert_eq!(unseen.iter().copied().collect::<BTreeSet<_>>(), BTreeSet::from(others), "on the dashboard");
 }
 
 #[test]

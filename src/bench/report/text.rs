@@ -718,3 +718,92 @@ pub(super) fn percent(share: f64) -> String {
         _ => format!("{percent:.2} %"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::summary::tests::sample;
+    use crate::bench::{ErrorCount, ErrorKind, Part, Watched};
+    use proptest::prelude::*;
+
+    /// A run whose texts and numbers are as long as they can be, with all that a report may have.
+    fn longest_run(name: &str, address: &str, number: u64, nanoseconds: u64) -> Run {
+        let mut run = sample(name, &[nanoseconds, nanoseconds, 1]);
+        run.config.address = address.to_owned();
+        run.addresses = vec![address.to_owned(), "[fe80::ffff:ffff:ffff:ffff%interface0]:65535".to_owned()];
+        run.config.rate = Some(number as f64);
+        (run.rate, run.bytes_per_second, run.seconds) = (number as f64, number as f64, number as f64 / 7.0);
+        (run.connections.opened, run.connections.asked, run.connections.reopened) = (number, number, number);
+        (run.connections.idle_asked, run.connections.idle_opened) = (number, number);
+        (run.outcomes.due, run.outcomes.unanswered, run.messages.replies) = (number, number, number);
+        run.service = Some(run.response.clone());
+        run.errors = vec![ErrorCount { kind: ErrorKind::Refused, count: number, first: format!("{address}: refused") }];
+        run.generator.warnings = vec![format!("{address} is what it is, and {number} is a number")];
+        let (response, pid) = (run.response.clone(), i32::MAX);
+        run.backends = vec![
+            Backend {
+                greeting: name.to_owned(),
+                connections: number,
+                replies: number,
+                bytes: number,
+                unanswered: number,
+                response: response.clone(),
+            };
+            2
+        ];
+        run.watched = Some(Watched {
+            pid,
+            cpu_seconds: number as f64,
+            cpu_us_per_message: number as f64 / 3.0,
+            resident_before: number,
+            resident_connected: number,
+            resident_peak: number,
+            resident_per_connection: number as f64 / 3.0,
+        });
+        run.search = Some(Search {
+            criterion: "p99.9999 < 3600.000 s".to_owned(),
+            holds_at: Some(number as f64),
+            fails_at: Some(number as f64 + 0.1),
+            ended: Some(format!("{address}: {number}")),
+            steps: Vec::new(),
+        });
+        run.merged = 2;
+        let part = Part {
+            id: run.id.clone(),
+            name: name.to_owned(),
+            host: "x".repeat(64), // HOST_NAME_MAX
+            addresses: run.addresses.clone(),
+            measured_from: run.measured_from.clone(),
+            measured_to: run.measured_to.clone(),
+            rate: number as f64,
+            replies: number,
+            errors: number,
+        };
+        run.parts = vec![part; 2];
+        run
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn any_report_fits_eighty_columns(
+            name in "[a-z]{1,20}|[a-z/]{200}|([a-z]{1,9} ){30}",
+            address in "unix:/[a-z/]{107}|udp:\\[2001:db8(:ffff){6}%[a-z]{15}\\]:65535|127.0.0.1:1",
+            number in prop::sample::select(vec![0, 1, 2, 1000, 999_999_999_999, 1 << 53]),
+            nanoseconds in prop::sample::select(vec![1u64, 999_999, 3_600_000_000_000]),
+            runs in 2..5usize,
+        ) {
+            let run = longest_run(&name, &address, number, nanoseconds);
+            let runs: Vec<_> = (0..runs).map(|_| run.clone()).collect();
+            for text in [text(&run).unwrap(), comparison(&runs).unwrap()] {
+                for line in text.lines() {
+                    prop_assert!(line.chars().count() <= WIDTH, "{} columns: {line}", line.chars().count());
+                }
+                for wrong in [" 1 messages", " 1 replies", " 1 connections", " 1 runs", " 1 bytes", " 1 errors"] {
+                    prop_assert!(!text.contains(wrong), "{text}");
+                }
+            }
+        }
+    }
+}
