@@ -53,15 +53,17 @@ pub fn text(run: &Run) -> anyhow::Result<String> {
     percentiles(&mut out, run)?;
     histogram(&mut out, &run.response.decode()?)?;
     if let Some(watched) = &run.watched {
+        let memory = [
+            format!("memory {} before", size(watched.resident_before)),
+            format!("{} connected", size(watched.resident_connected)),
+            format!("{} at its peak", size(watched.resident_peak)),
+        ];
         let text = format!(
-            "process {}: {:.2} us of processor time per message; memory {} before, {} connected, {} at its peak: {:.0} \
-             bytes per connection",
+            "process {}: {:.2} us of processor time per message; {}: {} per connection",
             watched.pid,
             watched.cpu_us_per_message,
-            size(watched.resident_before),
-            size(watched.resident_connected),
-            size(watched.resident_peak),
-            watched.resident_per_connection
+            joined(&memory),
+            counted(watched.resident_per_connection.round().max(0.0) as u64, "byte")
         );
         out.push('\n');
         wrap(&mut out, "", &text);
@@ -801,7 +803,7 @@ mod tests {
                     prop_assert!(line.chars().count() <= WIDTH, "{} columns: {line}", line.chars().count());
                 }
                 for wrong in [" 1 messages", " 1 replies", " 1 connections", " 1 runs", " 1 bytes", " 1 errors"] {
-                    prop_assert!(!text.contains(wrong), "{text}");
+                    prop_assert!(!text.contains(wrong), "{wrong}: {text}");
                 }
             }
         }
