@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
+use indicatif::HumanCount;
 use ipnet::{IpNet, Ipv4Net};
 
 /// The longest duration taken: longer ones are a slip of the pen, and overflow sums with the clock's time.
@@ -429,6 +430,15 @@ pub(crate) fn canonical(network: IpNet) -> IpNet {
 /// An amount of bytes, as people read it.
 pub(crate) fn show_bytes(bytes: u64) -> impl std::fmt::Display {
     bytesize::ByteSize(bytes).display().iec()
+}
+
+/// A number as one reads it: whole and with separators if it is large.
+pub(crate) fn show_number(number: f64) -> String {
+    if number >= 100.0 || number == 0.0 {
+        HumanCount(number.round() as u64).to_string()
+    } else {
+        format!("{number:.1}")
+    }
 }
 
 /// A time in microseconds as one reads it: three digits and a unit.

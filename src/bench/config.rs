@@ -37,7 +37,7 @@ pub struct Config {
     #[arg(help_heading = "Load", long, value_name = "R", value_parser = values::positive_rate)]
     pub connect_rate: Option<f64>,
 
-    /// Size of messages, as 16KiB or 1..4KiB. Within a range sizes are distributed uniformly
+    /// Size of messages, like 16KiB or 1..4KiB. Within a range sizes are distributed uniformly
     #[arg(help_heading = "Load", short, long, value_name = "SIZE", default_value = "64", value_parser = values::message_size)]
     pub size: (u64, u64),
 

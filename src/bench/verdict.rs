@@ -12,6 +12,7 @@ use super::latency::{micros, show_micros};
 use super::ledger::LATE;
 use super::summary::{Limit, Outcomes, RateKept, Search};
 use crate::count::counted;
+use crate::values::show_number;
 
 /// The part of the messages that may be late, or missing, before a rate counts as not kept.
 const TOLERANCE: f64 = 0.01;
@@ -124,7 +125,7 @@ pub(super) fn limited_search(search: &Search) -> Option<String> {
     late.then(|| {
         format!(
             "at {}/s the generator itself was late with some messages, so the server may hold more than was found",
-            HumanCount(end as u64)
+            show_number(end)
         )
     })
 }

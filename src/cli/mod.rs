@@ -36,7 +36,7 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// Log more: -v connections, -vv event loop. The latter is every step that it makes; -vvv names its place in the source
+    /// Log more: -v connections, -vv event loop. The latter logs every step; -vvv also names its place in the source
     #[arg(help_heading = "Logging", short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
 
@@ -189,7 +189,28 @@ pub struct Man {
 pub fn print_completions(shell: Shell) -> io::Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "echoloop", &mut text);
+    if shell == Shell::Fish {
+        text.extend(fish_arguments(&Cli::command()).into_bytes());
+    }
     stdio::print(&text)
+}
+
+/// The words that arguments without a name can be, which `clap_complete` leaves out for fish; and what there is help on, which it
+/// takes for a command that was given already.
+fn fish_arguments(program: &clap::Command) -> String {
+    let words = |arg: &clap::Arg| {
+        arg.get_possible_values().iter().map(|it| it.get_name().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    let of_command = |command: &clap::Command| {
+        let all = command.get_positionals().map(words).filter(|words| !words.is_empty());
+        all.map(|words| (command.get_name().to_owned(), words)).collect::<Vec<_>>()
+    };
+    let help = ("help".to_owned(), COMMANDS.join(" "));
+    let all = program.get_subcommands().flat_map(of_command).chain([help]);
+    all.map(|(name, words)| {
+        format!("complete -c echoloop -n \"__fish_echoloop_using_subcommand {name}\" -f -a \"{words}\"\n")
+    })
+    .collect()
 }
 
 impl Man {
@@ -313,6 +334,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn fish_completes_words_behind_commands() {
+        let lines = fish_arguments(&Cli::command());
+        assert_eq!(lines.lines().count(), 3, "{lines}");
+        assert!(
+            lines.contains("subcommand man\" -f -a \"serve connect bench report check completions man\""),
+            "{lines}"
+        );
+        assert!(lines.contains("subcommand completions\" -f -a \"bash elvish fish powershell zsh\""), "{lines}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub struct Config {
     #[arg(value_name = "ADDR", default_value = address::DEFAULT, value_parser = destination::destination)]
     pub address: Address,
 
-    /// Send lines without their newlines. Each is sent after the echo of the one before has come; a newline is printed
+    /// Send lines without their newlines. Each is sent once the previous one has been echoed; a newline is printed
     /// after each echo
     #[arg(help_heading = "Input and output", long)]
     pub no_newline: bool,

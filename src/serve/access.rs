@@ -39,7 +39,7 @@ const FIRST_SAFE_PORT: u16 = 1024;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Access control")]
 pub struct AccessOptions {
-    /// Accept only clients from CIDR, as 10.0.0.0/8. It is a network, such as 2001:db8::/32, or a single address. May
+    /// Accept only clients from CIDR, like 10.0.0.0/8. It is a network, such as 2001:db8::/32, or a single address. May
     /// be given several times
     #[arg(help_heading = "Access control", long, value_name = "CIDR", value_parser = values::network)]
     pub allow: Vec<IpNet>,

@@ -51,7 +51,7 @@ pub struct Config {
     #[arg(help_heading = "Limits", long, value_name = "N", value_parser = values::at_least_one)]
     pub max_connections: Option<usize>,
 
-    /// Close connections that are idle for DUR, as 5m. Bytes in either direction count, and so do bytes that a slow
+    /// Close connections that are idle for DUR, like 5m. Bytes in either direction count, and so do bytes that a slow
     /// reader takes; a peer that takes nothing of what waits for it is stalled, and is closed too
     #[arg(help_heading = "Limits", long, value_name = "DUR", value_parser = values::positive_duration)]
     pub idle_timeout: Option<Duration>,
@@ -76,7 +76,7 @@ pub struct Config {
     pub stats_interval: Option<Duration>,
 
     /// Serve metrics and a live page over HTTP. The page is /, /metrics is for Prometheus, /healthz for health
-    /// checks. PORT alone is on 127.0.0.1; whoever can connect can look. May be given several times
+    /// checks. PORT alone is on 127.0.0.1; anyone who can connect can see them. May be given several times
     #[arg(help_heading = "Output", long, value_name = "ADDR", value_parser = http_address)]
     pub http: Vec<Address>,
 

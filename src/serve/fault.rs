@@ -49,17 +49,17 @@ pub struct FaultOptions {
     /// corrupt=0.01, duplicate=0.01, swap=0.01 (this fraction of the datagrams, or of the reads of a stream);
     /// translate=crlf, telnet, utf8, nul (as text files, terminals and C strings do); banner=TEXT; accept-delay=100ms
     /// (between two accepts); no-accept; freeze=1s/10s (the whole loop, for 1s in every 10s)
-    #[arg(help_heading = "To test clients with", long, value_name = "SPEC[@SHARE]")]
+    #[arg(help_heading = "Fault injection", long, value_name = "SPEC[@SHARE]")]
     pub fault: Vec<Fault>,
 
     /// Seed of the faults: the same seed makes the same faults
-    #[arg(help_heading = "To test clients with", long, value_name = "N", default_value_t = 1,
+    #[arg(help_heading = "Fault injection", long, value_name = "N", default_value_t = 1,
           value_parser = values::whole::<u64>(0..=u64::MAX))]
     pub fault_seed: u64,
 
     /// Send this line first on each connection, to tell servers apart. {host}, {port}, {pid} and {env:NAME} are filled
     /// in
-    #[arg(help_heading = "To test clients with", long, value_name = "TEMPLATE")]
+    #[arg(help_heading = "Fault injection", long, value_name = "TEMPLATE")]
     pub greeting: Option<Greeting>,
 }
 

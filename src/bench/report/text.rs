@@ -13,6 +13,7 @@ use crate::bench::merge::distinct_names;
 use crate::bench::{Backend, Cut, Outcomes, Run, Search, Settings, Step};
 use crate::count::counted;
 use crate::escape;
+pub(super) use crate::values::show_number as count;
 
 /// The width that everything fits.
 const WIDTH: usize = 80;
@@ -687,15 +688,6 @@ pub(super) fn sizes(config: &Settings) -> String {
 
 pub(super) fn size(bytes: u64) -> impl std::fmt::Display {
     ByteSize(bytes).display().iec()
-}
-
-/// A number as one reads it: whole and with separators if it is large.
-pub(super) fn count(number: f64) -> String {
-    if number >= 100.0 || number == 0.0 {
-        HumanCount(number.round() as u64).to_string()
-    } else {
-        format!("{number:.1}")
-    }
 }
 
 /// A length of time with three digits.
