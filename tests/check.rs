@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Checks at once: what they measure is time, too, and the machine has other things to do.
-static ROOM: (Mutex<usize>, Condvar) = (Mutex::new(12), Condvar::new());
+static ROOM: (Mutex<usize>, Condvar) = (Mutex::new(20), Condvar::new());
 
 /// Runs `echoloop check` and returns what it says on standard output, and its exit code.
 fn check(args: &[&str]) -> (String, Option<i32>) {
@@ -100,12 +100,29 @@ const BREAKERS: &[(&str, &str, &str)] = &[
     ("process.memory-unreading", "hoards", "bytes.word,buffers,process"),
 ];
 
+/// Services that are wrong only now and then, or at one place, or right and slow; and what is found broken, if anything.
+const SUBTLE: &[(&str, &str, &str)] = &[
+    ("ends.idle", "late-banner", "bytes.silence,bytes.word,ends.idle"),
+    ("ends.idle", "repeats", "bytes.word,ends.idle"),
+    ("bytes.sizes", "two-thousand", "bytes.word,bytes.sizes"),
+    ("bytes.nul", "nul-tail", "bytes.nul,bytes.values"),
+    ("bytes.utf8", "bom", "bytes.utf8,bytes.values"),
+    ("ends.end", "no-end-of-much", "ends.half-close,ends.end"),
+    ("ends.close", "epipe", "ends.close,ends.reset"),
+    ("datagrams.source", "udp-fifth", "datagrams.answer,datagrams.source,datagrams.sizes"),
+    ("datagrams.sizes", "udp-empty", "datagrams.answer,datagrams.sizes"),
+    ("datagrams.values", "udp-nul", "datagrams.answer,datagrams.values"),
+    ("", "udp-slow", "datagrams.answer,datagrams.boundaries"),
+    ("", "forking", "process.memory-unreading"),
+    ("", "adds-nul", "bytes.silence,process.idle,process.descriptors"),
+];
+
 /// What is found broken of a service that is wrong in one way.
 fn found(promise: &str, kind: &str, judged: &str) -> BTreeSet<String> {
     let command = bad(kind);
-    let mut args = vec!["--exec", &command, "--only", judged];
+    let mut args = vec!["--exec", &command, "--timeout", "500ms", "--only", judged];
     match promise.split('.').next().unwrap() {
-        "datagrams" => args.push("udp:127.0.0.1:0"),
+        _ if kind.starts_with("udp-") => args.push("udp:127.0.0.1:0"),
         "messages" => args.extend(["--terminator", "bye"]),
         _ => {}
     }
@@ -113,16 +130,16 @@ fn found(promise: &str, kind: &str, judged: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn what_is_wrong_is_found_and_nothing_else() {
+fn breakers_are_found_and_nothing_else() {
     // Most of the time something is waited for.
     let run = |&(promise, kind, judged): &(&str, &str, &str)| {
-        let of = |it: &str| it == promise || promise.starts_with(&format!("{it}."));
+        let of = |it: &str| promise.is_empty() || it == promise || promise.starts_with(&format!("{it}."));
         assert!(judged.split(',').any(of), "{promise} is not judged");
-        let found = found(promise, kind, judged);
-        (found != [promise.to_owned()].into()).then(|| format!("{kind}: {found:?}, and not {promise}"))
+        let found = Vec::from_iter(found(promise, kind, judged));
+        (found.join(",") != promise).then(|| format!("{kind}: {found:?}, and not {promise:?}"))
     };
     let wrong: Vec<_> = thread::scope(|scope| {
-        let checks: Vec<_> = BREAKERS.iter().map(|breaker| scope.spawn(move || run(breaker))).collect();
+        let checks: Vec<_> = BREAKERS.iter().chain(SUBTLE).map(|service| scope.spawn(move || run(service))).collect();
         checks.into_iter().filter_map(|check| check.join().unwrap()).collect()
     });
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -155,16 +172,18 @@ fn a_service_of_words_is_honest() {
 
 #[test]
 fn low_port_is_answered_or_not() {
-    for (kind, answers) in [("udp-honest", true), ("udp-low", false)] {
-        let args = ["udp:127.0.0.1:0", "--exec", &bad(kind), "--only", "datagrams", "--skip", "datagrams.loss"];
-        let found = broken(&args);
-        // Only who may bind to such a port can find it (ip(7)).
-        let expected = if answers && rustix::process::geteuid().is_root() { &["datagrams.low-port"][..] } else { &[] };
-        assert_eq!(found, expected.iter().map(ToString::to_string).collect(), "{kind}");
-    }
-    // An empty datagram is no end.
-    let args = ["udp:127.0.0.1:0", "--exec", &bad("udp-empty"), "--only", "datagrams.answer,datagrams.sizes"];
-    assert_eq!(broken(&args), ["datagrams.sizes".to_owned()].into());
+    thread::scope(|scope| {
+        for (kind, answers) in [("udp-honest", true), ("udp-low", false)] {
+            scope.spawn(move || {
+                let args = ["udp:127.0.0.1:0", "--exec", &bad(kind), "--only", "datagrams", "--skip", "datagrams.loss"];
+                let found = broken(&args);
+                // Only who may bind to such a port can find it (ip(7)).
+                let is_found = answers && rustix::process::geteuid().is_root();
+                let expected = if is_found { &["datagrams.low-port"][..] } else { &[] };
+                assert_eq!(found, expected.iter().map(ToString::to_string).collect(), "{kind}");
+            });
+        }
+    });
 }
 
 #[test]
@@ -189,7 +208,7 @@ fn each_fault_of_serve_is_found() {
         for (fault, judged, expected) in faults {
             scope.spawn(move || {
                 let server = Server::start(&["--fault", fault]);
-                let found = broken(&[&server.endpoints[0], "--only", judged]);
+                let found = broken(&[&server.endpoints[0], "--timeout", "500ms", "--only", judged]);
                 // Without accepting, the kernel's backlog takes the first connections, so they are open, and silent.
                 let expected = if fault == "no-accept" { &["bytes.word"] } else { expected };
                 assert_eq!(found, expected.iter().map(ToString::to_string).collect(), "{fault}");
@@ -200,25 +219,40 @@ fn each_fault_of_serve_is_found() {
 
 #[test]
 fn slow_but_right_services_are_blamed_for_nothing() {
-    for faults in [&["--fault", "delay=20ms"][..], &["--fault", "chunk=1..100", "--fault", "delay=exp:3ms"]] {
-        let server = Server::start(faults);
-        let found =
-            broken(&[&server.endpoints[0], "--only", "bytes.word,bytes.newline,bytes.utf8,ends.end,many.silent-first"]);
-        assert!(found.is_empty(), "{faults:?}: {found:?}");
-    }
+    thread::scope(|scope| {
+        for faults in [&["--fault", "delay=20ms"][..], &["--fault", "chunk=1..9999", "--fault", "delay=exp:3ms"]] {
+            scope.spawn(move || {
+                let server = Server::start(faults);
+                let only = "bytes.word,bytes.newline,bytes.utf8,ends.end,many.silent-first";
+                let found = broken(&[&server.endpoints[0], "--only", only]);
+                assert!(found.is_empty(), "{faults:?}: {found:?}");
+            });
+        }
+    });
 }
 
 #[test]
 fn honest_services_are_blamed_for_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let socket = format!("unix:{}", directory.path().join("socket").display());
-    let server = Server::start_on(&["127.0.0.1:0", "udp:127.0.0.1:0", &socket], &["--terminator", "bye"]);
-    let pid = server.pid().to_string();
-    for endpoint in &server.endpoints {
-        let found = broken(&[endpoint, "--terminator", "bye", "--pid", &pid]);
-        assert!(found.is_empty(), "{endpoint}: {found:?}");
-    }
-    let found = broken(&["--exec", &bad("honest")]);
+    thread::scope(|scope| {
+        // Each a process of its own, for what it does is watched.
+        for address in ["127.0.0.1:0", "udp:127.0.0.1:0", &socket] {
+            scope.spawn(move || {
+                let server = Server::start_on(&[address], &["--terminator", "bye"]);
+                let found = broken(&[&server.endpoints[0], "--terminator", "bye", "--pid", &server.pid().to_string()]);
+                assert!(found.is_empty(), "{address}: {found:?}");
+            });
+        }
+        let found = broken(&["--exec", &bad("honest")]);
+        assert!(found.is_empty(), "{found:?}");
+    });
+}
+
+#[test]
+fn a_segment_sent_again_is_waited_for() {
+    // While it is not read, a segment finds no room, and is tried again by the kernel in ever longer intervals.
+    let found = broken(&["--exec", &bad("in-parts"), "--timeout", "300ms", "--only", "buffers.partial-send"]);
     assert!(found.is_empty(), "{found:?}");
 }
 
@@ -253,9 +287,10 @@ fn what_is_not_required_is_noted() {
 fn tutorial_servers_are_judged_by_what_they_promise() {
     let (text, code) = check(&["--exec", &bad("once"), "--profile", "tutorial-1"]);
     assert_eq!(code, Some(0), "{text}");
-    let (text, code) = check(&["--exec", &bad("once"), "--only", "bytes.word,many.sequence"]);
+    let args = ["--exec", &bad("once"), "--timeout", "300ms", "--only", "bytes.word,many.sequence"];
+    let (text, code) = check(&args);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("2 broken: bytes.word, many.sequence") && text.contains("it was started again"), "{text}");
+    assert!(text.contains("2 broken: bytes.word, many.sequence") && text.contains("restarted"), "{text}");
 }
 
 #[test]
@@ -333,7 +368,7 @@ fn mistakes_and_absent_services_say_so() {
     assert!(!text.contains("BROKEN"), "nobody has broken a promise: {text}");
     assert!(fs::read_to_string(junit).unwrap().contains("errors=\"1\""));
     let (text, code) = check(&["--exec", "exit 3; {port}"]);
-    assert!(code == Some(1) && text.contains("has ended before it listened"), "{text}");
+    assert!(code == Some(1) && text.contains("exited before it listened"), "{text}");
 }
 
 /// A directory, and the command of a service that says in it which process it is and then does this.
@@ -426,24 +461,27 @@ fn a_service_that_goes_is_blamed_once() {
     wait_until("it listens", || std::net::TcpStream::connect(&address).is_ok());
     let (text, code) = check(&[&address, "--only", "bytes.word,ends,many.sequence"]);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("1 broken: ends.survives") && text.contains("serves nobody any more"), "{text}");
+    assert!(text.contains("1 broken: ends.survives") && text.contains("has not answered since"), "{text}");
     service.wait().unwrap();
 }
 
 #[test]
 fn a_stuck_service_is_started_again() {
-    let found = broken(&["--exec", &bad("stuck"), "--only", "bytes.word,bytes.nul,ends.end,many.sequence"]);
+    let only = "bytes.word,bytes.nul,ends.end,many.sequence";
+    let found = broken(&["--exec", &bad("stuck"), "--timeout", "300ms", "--only", only]);
     assert_eq!(found, ["bytes.nul".to_owned()].into());
 }
 
 #[test]
 fn it_uses_no_more_than_it_says() {
-    let (text, _) = check(&["--exec", &bad("greedy"), "--json", "-", "-c", "20"]);
-    let report: Value = serde_json::Deserializer::from_str(&text).into_iter().next().unwrap().unwrap();
-    let (said, _) = check(&["--exec", &bad("honest"), "--only", "bytes.word", "-c", "20"]);
-    let said = said.split("at most ").nth(1).unwrap().split(' ').next().unwrap().replace(',', "");
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("check.json").display().to_string();
+    let limits = ["--timeout", "200ms", "--max-time", "6s"];
+    let (text, _) = check(&[&["--exec", &bad("greedy"), "--json", &json, "-c", "20"], &limits[..]].concat());
+    let report: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
+    let said = text.split("at most ").nth(1).unwrap().split(' ').next().unwrap().replace(',', "");
     assert!(report["connections"].as_u64().unwrap() <= said.parse().unwrap(), "{said}: {text}");
-    assert!(report["seconds"].as_f64().unwrap() < 30.0, "{text}");
+    assert!(report["seconds"].as_f64().unwrap() < 6.0, "{text}");
 }
 
 #[test]

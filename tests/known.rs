@@ -6,7 +6,8 @@
 //!
 //! What is not installed has a row that says so, so the table is best made where everything is.
 //!
-//! And that honest services are blamed for nothing, however often they are checked on a busy machine:
+//! And that honest services are blamed for nothing, however often they are checked on a busy machine (20 rounds take a quarter of
+//! an hour on two cores):
 //!
 //! ```sh
 //! ROUNDS=20 cargo test --test known -- --ignored --nocapture honest
@@ -310,8 +311,12 @@ fn honest_services_are_never_blamed_when_busy() {
         for (name, found) in found {
             let found = found.unwrap();
             println!("{name}: {rounds} checks: {found:?}");
-            // Few services look at the sender's port, and none of these but `serve` has promised to.
-            let is_excused = |verdict: &str| verdict.contains("datagrams.low-port") && !name.starts_with("serve");
+            // Few services look at the sender's port, and none of these but `serve` has promised to. And asyncio sends no empty
+            // datagrams before Python 3.12.
+            let is_excused = |verdict: &str| {
+                verdict.contains("datagrams.low-port") && !name.starts_with("serve")
+                    || verdict.contains("datagrams.sizes") && name == "asyncio, UDP"
+            };
             let is_blame = |verdict: &&String| verdict.starts_with("BROKEN") && !is_excused(verdict);
             blamed.extend(found.keys().filter(is_blame).map(|verdict| format!("{name}: {verdict}")));
         }

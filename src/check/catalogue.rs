@@ -112,7 +112,7 @@ promises! {
         "RFC 862",
         "text functions on binary data, or a signed char";
     Streams "bytes.order" streams::order,
-        "messages come back in their order, each exactly once",
+        "messages come back in order, each exactly once",
         "That is what TCP does; a service with several threads or tasks for one connection can undo it.",
         "RFC 9293, 2.2: reliable, in-order",
         "several workers for one connection, or a retry of a send that had succeeded in part";
@@ -122,7 +122,7 @@ promises! {
         "recv(2); edge-triggered: epoll(7), \"possible pitfalls\"",
         "one answer per read, as if it were a message; or an edge-triggered loop that reads once per event";
     Streams "buffers.partial-send" streams::partial_send,
-        "what the peer reads late arrives whole",
+        "what the peer reads late arrives complete",
         "`send` may take only a part. The service must keep the rest until the socket is writable again.",
         "send(2): it returns the number of bytes sent; EAGAIN",
         "`send` took a part and the rest was dropped: its return value was ignored; or EAGAIN was taken for the end";
@@ -182,7 +182,7 @@ promises! {
         "getrlimit(2), RLIMIT_NOFILE; select(2): FD_SETSIZE",
         "a limit on workers or descriptors, or `select` beyond 1024";
     Streams "many.burst" streams::burst,
-        "connections that come all at once are all served",
+        "connections that come at the same moment are all served",
         "An edge-triggered listener reports many peers with one event; a full backlog drops the rest.",
         "epoll(7); listen(2): the backlog, and somaxconn",
         "one `accept` per event of an edge-triggered poll, or a backlog of 1 or 5";
@@ -192,7 +192,7 @@ promises! {
         "epoll(7), \"starvation\"",
         "reading one socket until it would block, without a budget";
     Streams "many.returned" streams::returned,
-        "connections are returned: after a thousand the next works like the first",
+        "resources are returned: after a thousand connections the next works like the first",
         "A service that leaks a descriptor or a thread per connection works in a demonstration, and fails at night.",
         "close(2); accept(2), EMFILE",
         "sockets that are not closed on every path, threads that are not joined, maps that only grow";
@@ -252,7 +252,7 @@ promises! {
         "CERT CA-1996-01",
         "nobody thought of it; most services answer";
     Datagrams "datagrams.loss" datagrams::loss,
-        "how many of a hundred at once are lost is told",
+        "of a hundred at once, how many are lost is reported",
         "UDP may lose some: that is no failure, but worth knowing.",
         "RFC 768; udp(7): a full buffer drops",
         "a receive buffer that is too small, or a slow service";
@@ -269,11 +269,11 @@ promises! {
     Process "process.memory-silent" process::memory_silent,
         "a silent connection takes little memory",
         "Most connections are silent most of the time.",
-        "proc(5), /proc/PID/statm",
+        "proc(5), /proc/PID/smaps_rollup and statm",
         "a large buffer, or a thread with its stack, per connection";
     Process "process.memory-unreading" process::memory_unreading,
         "a connection that never reads takes bounded memory",
         "What a peer leaves unread fills the service's memory.",
-        "proc(5), /proc/PID/statm",
+        "proc(5), /proc/PID/smaps_rollup and statm",
         "an output buffer without a limit";
 }

@@ -26,7 +26,7 @@ const LEAVING: Duration = Duration::from_millis(300);
 #[cfg(target_os = "linux")]
 const ACCEPTS: u32 = 1 << 16;
 
-/// How often it is looked at meanwhile.
+/// How often it is looked at meanwhile, at most.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// What a command may have in place of the port.
@@ -70,7 +70,7 @@ impl Service {
     pub fn start(template: &str, lab: &mut Lab) -> anyhow::Result<Result<Self, Stop>> {
         let endpoint = lab.endpoint.clone();
         if listens(&endpoint) {
-            bail!("--exec: somebody listens on {endpoint} already: end it, or leave the port to this program (port 0)");
+            bail!("--exec: something listens on {endpoint} already: stop it, or let check choose a free port (port 0)");
         }
         adopt_orphans();
         let command = template.replace(PORT, &port(&endpoint).unwrap_or_default().to_string());
@@ -125,18 +125,23 @@ impl Service {
     fn wait_until_it_listens(&mut self, lab: &mut Lab) -> anyhow::Result<Result<(), Stop>> {
         let began = Instant::now();
         let (command, endpoint) = (self.command.clone(), self.endpoint.clone());
-        while !listens(&endpoint) {
+        loop {
+            let look = Instant::now();
+            if listens(&endpoint) {
+                return Ok(Ok(()));
+            }
+            // The kernel's table may be long, where many connections have just ended.
+            let pause = (4 * look.elapsed()).clamp(LOOK, 10 * LOOK);
             if let Some(status) = self.has_ended() {
-                bail!("--exec: {command:?} has ended before it listened on {endpoint}: {status}");
+                bail!("--exec: {command:?} exited before it listened on {endpoint}: {status}");
             }
             if began.elapsed() > START {
-                bail!("--exec: {command:?} does not listen on {endpoint} after {} s", START.as_secs());
+                bail!("--exec: {command:?} was not listening on {endpoint} after {} s", START.as_secs());
             }
-            if let Err(stop) = lab.rest(LOOK) {
+            if let Err(stop) = lab.rest(pause) {
                 return Ok(Err(stop));
             }
         }
-        Ok(Ok(()))
     }
 
     /// Ends it and all that it has started: first they are asked to.

@@ -25,6 +25,9 @@ use crate::signals::{self, Request, StopSignals};
 /// The first token of datagram sockets.
 const DATAGRAMS: usize = 2 * Settings::TOKENS;
 
+/// What was done where no connection came about.
+pub(super) const CONNECT: &str = "a connection attempt";
+
 /// How long those that are closed in good order may take for it, between two experiments.
 const FAREWELL: Duration = Duration::from_millis(300);
 
@@ -45,8 +48,8 @@ const READ_BUFFER: usize = 1024 * 1024;
 pub(super) struct Line {
     token: Option<Token>,
     opened: bool,
-    /// It is not read until that is asked for.
-    paused: bool,
+    /// It is not read until that is asked for: since when.
+    paused: Option<Instant>,
     /// What was sent and has not come back.
     expected: VecDeque<u8>,
     /// Bytes that are said first by whoever answers, and are no echo.
@@ -131,7 +134,7 @@ impl Protocol<Socket> for Probe {
     fn opened(&mut self, transport: &mut Transport<'_, Socket>, line: &mut usize) {
         self.moves += 1;
         self.lines[*line].opened = true;
-        if self.lines[*line].paused {
+        if self.lines[*line].paused.is_some() {
             transport.pause_reading();
         }
     }
@@ -400,10 +403,10 @@ impl Lab {
     /// Begins to open a connection, which is not read at first if `paused`.
     pub fn dial(&mut self, paused: bool) -> Result<usize, Trouble> {
         if self.reactor.counters().opened >= self.limits.connections {
-            return Err(Trouble::unjudged("the number of connections that was said before is reached"));
+            return Err(Trouble::unjudged("the announced number of connections has been used up"));
         }
         let number = self.reactor.protocol().lines.len();
-        let line = Line { paused, greeting: self.greeting, ..Line::default() };
+        let line = Line { paused: paused.then(Instant::now), greeting: self.greeting, ..Line::default() };
         self.reactor.protocol_mut().lines.push(line);
         let until = Instant::now() + self.patience;
         loop {
@@ -439,9 +442,9 @@ impl Lab {
                 Ok(number)
             }
             Err(error) if is_ours(&error) => {
-                Err(Trouble::Unjudged(format!("this machine has no room for it: {error}")))
+                Err(Trouble::Unjudged(format!("this machine cannot open another connection: {error}")))
             }
-            Err(error) => Err(Finding::new("a connect", &error.to_string()).timing().into()),
+            Err(error) => Err(Finding::new(CONNECT, &error.to_string()).timing().into()),
         }
     }
 
@@ -460,11 +463,11 @@ impl Lab {
         let patience = self.patience;
         let open = self.run(patience, |lab| lab.line(number).opened || lab.line(number).closed.is_some())?;
         if let Some(reason) = &self.line(number).closed {
-            return Err(Finding::new("a connect", &reason.clone()).timing().into());
+            return Err(Finding::new(CONNECT, &reason.clone()).timing().into());
         }
         if !open {
-            let got = format!("no connection within {patience:?}");
-            return Err(Finding::new("a connect", &got).timing().into());
+            let got = format!("not connected within {patience:?}");
+            return Err(Finding::new(CONNECT, &got).timing().into());
         }
         Ok(())
     }
@@ -517,7 +520,7 @@ impl Lab {
             }
             if let Some(reason) = &self.line(number).closed {
                 let got = format!("the connection was closed: {reason}");
-                return Err(Finding::new(&format!("{}, without reading", counted(sent, "byte")), &got).into());
+                return Err(Finding::new(&format!("{}, without reading the echo", counted(sent, "byte")), &got).into());
             }
         }
         Ok(sent - self.waiting(number))
@@ -528,15 +531,22 @@ impl Lab {
         self.reactor.counters().sent_bytes < self.limits.bytes
     }
 
-    /// Begins to read, of a connection that was not read.
-    pub fn resume(&mut self, number: usize) {
-        self.line_mut(number).paused = false;
+    /// Begins to read, of a connection that was not read, and waits for what comes first. If a segment of the service found no
+    /// room here, its kernel sends it again when it has waited about as long as it had waited before (RFC 6298, 5.5),
+    /// however short our patience is.
+    pub fn resume(&mut self, number: usize) -> Result<(), Stop> {
+        let paused = self.line_mut(number).paused.take().map_or(Duration::ZERO, |since| since.elapsed());
+        let before = self.line(number).received;
         self.with(number, |transport| {
             // A buffer that is smaller than a segment (64 KiB on loopback) would make the sender wait for its timer before
             // each of them (RFC 9293, 3.8.6.2). Where it cannot be had, that is only slow.
             let _ = sock_ref(transport.socket()).set_recv_buffer_size(READ_BUFFER);
             transport.resume_reading();
         });
+        let within = self.patience.max(2 * paused);
+        let moved =
+            |lab: &mut Lab| lab.line(number).received >= before + SMALL_BUFFER as u64 * 4 || lab.has_echo(number);
+        self.run(within, moved).map(|_| ())
     }
 
     /// Closes our side alone.
@@ -601,7 +611,7 @@ impl Lab {
         let sent = counted(line.sent, "byte").to_string();
         if let Some(mismatch) = &line.mismatch {
             let mut got = format!(
-                "at byte {} came '{}' instead of '{}'",
+                "at byte {}: '{}' instead of '{}'",
                 mismatch.at,
                 mismatch.got.escape_ascii(),
                 mismatch.expected.escape_ascii()
@@ -612,7 +622,8 @@ impl Lab {
             return Err(Finding::new(&sent, &got).into());
         }
         if !line.extra.is_empty() {
-            let got = format!("and behind them '{}', which was not sent", line.extra.escape_ascii());
+            let echo = if line.sent == 0 { "" } else { "the echo, followed by " };
+            let got = format!("{echo}'{}', which was not sent", line.extra.escape_ascii());
             return Err(Finding::new(&sent, &got).into());
         }
         if line.expected.is_empty() {
@@ -624,7 +635,7 @@ impl Lab {
                 Finding::new(&sent, &format!("{back}, then the connection failed: {reason}"))
             }
             (None, false) => Finding::new(&sent, &format!("{back}, then nothing for {:?}", self.patience)).timing(),
-            _ => Finding::new(&sent, &format!("{back}, and then the end")),
+            _ => Finding::new(&sent, &format!("{back}, then end of file")),
         };
         Err(finding.into())
     }
@@ -652,8 +663,8 @@ impl Lab {
         match &line.closed {
             _ if line.ended => Ok(()),
             Some(reason) if reason == "finished" => Ok(()),
-            Some(reason) => Err(Finding::new(sent, &format!("no end, but the connection failed: {reason}")).into()),
-            None => Err(Finding::new(sent, &format!("no end within {patience:?}")).timing().into()),
+            Some(reason) => Err(Finding::new(sent, &format!("no end of file; the connection failed: {reason}")).into()),
+            None => Err(Finding::new(sent, &format!("no end of file within {patience:?}")).timing().into()),
         }
     }
 
@@ -680,13 +691,13 @@ impl Lab {
 
     /// A UDP socket of ours, bound to this port or to any.
     pub fn port(&mut self, port: u16) -> Result<Token, Trouble> {
-        let Endpoint::Udp(target) = self.endpoint else { return Err(Trouble::unjudged("it is not about datagrams")) };
+        let Endpoint::Udp(target) = self.endpoint else { return Err(Trouble::unjudged("not a datagram service")) };
         let any = if target.is_ipv4() { [0; 4].into() } else { std::net::IpAddr::from([0; 16]) };
         let (local, registry) = (std::net::SocketAddr::new(any, port), self.poller.registry());
         let added = self
             .datagrams
             .add(|token| UdpPort::bind(local, &crate::reactor::SocketOptions::default(), registry, token));
-        let token = added.map_err(|error| Trouble::unjudged(&format!("no socket at port {port}: {error}")))?;
+        let token = added.map_err(|error| Trouble::unjudged(&format!("cannot bind UDP port {port} here: {error}")))?;
         self.ports.push(token);
         Ok(token)
     }

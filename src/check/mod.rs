@@ -48,11 +48,11 @@ pub struct Config {
     #[arg(value_name = "ADDR", value_parser = destination::service)]
     pub address: Option<Address>,
 
-    /// Connections at once. So many are opened where many are tried
+    /// Connections at once. As many are opened where many are tried
     #[arg(help_heading = "How", short, long, value_name = "N", default_value_t = 100, value_parser = values::whole::<u32>(2..=100_000))]
     pub connections: u32,
 
-    /// Expect a connection to close after the line WORD. That is judged too
+    /// Expect a connection to close after the line WORD. That is judged, too
     #[arg(help_heading = "What is judged", long, value_name = "WORD", value_parser = values::word)]
     pub terminator: Option<String>,
 
@@ -68,26 +68,25 @@ pub struct Config {
     #[arg(help_heading = "What is judged", long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
     pub skip: Vec<String>,
 
-    /// Require these promises or groups. Others that are broken are noted [default: all]
+    /// Require these promises or groups. Others that are broken are only noted [default: all]
     #[arg(help_heading = "What is judged", long, value_name = "LIST", value_delimiter = ',', value_parser = promise)]
     pub require: Vec<String>,
 
-    /// Wait DUR for what must come. What does not come is tried again with twice as much
+    /// Wait up to DUR for each answer. A promise that fails for lack of time is tried once more, with twice as much
     #[arg(help_heading = "How", long, value_name = "DUR", default_value = "1s", value_parser = values::positive_duration)]
     pub timeout: Duration,
 
-    /// Judge for at most DUR in all. What has not been judged by then has not passed
+    /// Take at most DUR in all. What has not been judged by then has not passed
     #[arg(help_heading = "How", long, value_name = "DUR", default_value = "30s", value_parser = values::positive_duration)]
     pub max_time: Duration,
 
-    /// Watch the service's process, too: memory, CPU. Its children are included; its memory, descriptors and CPU time
-    /// are judged. On this machine, on Linux
+    /// Judge memory, CPU time and descriptors of process PID. Its children are included. On this machine, on Linux
     #[arg(help_heading = "How", long, value_name = "PID", value_parser = values::pid)]
     pub pid: Option<i32>,
 
     /// Start the service with shell command CMD. In it, {port} stands for the port of ADDR, or for a free one; check waits
-    /// until the service listens, and ends it and all that it started afterwards. If it exits by itself, or serves nobody
-    /// any more, it is started again
+    /// until the service listens, and afterwards ends it and everything it started. A service that exits or stops
+    /// answering is restarted
     #[arg(help_heading = "How", long, value_name = "CMD", conflicts_with = "pid")]
     pub exec: Option<String>,
 
@@ -113,16 +112,16 @@ pub struct Config {
 pub enum Profile {
     /// What RFC 862 says
     Rfc862,
-    /// A server of one message
+    /// A server for one message
     #[value(name = "tutorial-1")]
     Tutorial1,
-    /// A server of one connection, until a word
+    /// A server for one connection, which a word ends
     #[value(name = "tutorial-2")]
     Tutorial2,
-    /// A server of many connections
+    /// A server for many connections
     #[value(name = "tutorial-3")]
     Tutorial3,
-    /// Through a proxy, a balancer, a mesh
+    /// A path through a proxy, a balancer or a mesh
     Path,
 }
 
@@ -260,7 +259,7 @@ pub fn run(config: &Config) -> anyhow::Result<u8> {
     let endpoint = endpoints[0].clone();
     let selected = config.selected(&endpoint);
     if selected.is_empty() {
-        bail!("nothing is left to judge of {address}: look at --only, --skip and --profile");
+        bail!("no promise is left to judge for {address}: look at --only, --skip and --profile");
     }
     let (many, room) = (config.connections as usize, limits::room(open_files));
     ensure!(
@@ -336,7 +335,7 @@ pub fn run(config: &Config) -> anyhow::Result<u8> {
     };
     lab.outside(deliver)?;
     if let Some(cause) = absent {
-        bail!("{cause}: start the service first, or have it started (--exec)");
+        bail!("{cause}: start the service first, or let check start it (--exec)");
     }
     Ok(match stop {
         Some(Stop::Signal(signal)) => 128 + u8::try_from(signal)?,
@@ -350,9 +349,9 @@ fn announcement(address: &str, endpoint: &Endpoint, config: &Config) -> String {
     let (limits, many) = (config.limits(endpoint), u64::from(config.connections.max(100)));
     let bytes = ByteSize(limits.bytes).display().iec();
     match endpoint {
-        Endpoint::Udp(_) => format!("checking {address}: at most {bytes} of datagrams, nothing else\n"),
+        Endpoint::Udp(_) => format!("checking {address}: at most {bytes} of datagrams\n"),
         _ => format!(
-            "checking {address}: at most {}, {} of them at once, and {bytes} each way; nothing else\n",
+            "checking {address}: at most {}, {} at once, and {bytes} each way\n",
             counted(limits.connections, "connection"),
             HumanCount(many),
         ),
@@ -362,7 +361,7 @@ fn announcement(address: &str, endpoint: &Endpoint, config: &Config) -> String {
 fn why(stop: Stop) -> String {
     match stop {
         Stop::Signal(signal) => format!("{} ended the check", signal_name(signal).unwrap_or("a signal")),
-        Stop::Time => "the time for the check (--max-time) was over".to_owned(),
+        Stop::Time => "--max-time was reached".to_owned(),
     }
 }
 
@@ -387,7 +386,7 @@ fn judge(lab: &mut Lab, promise: &Promise, config: &Config, stop: &mut Option<St
     let mut judgement = not_judged(promise, required, "");
     judgement.note = None;
     if lab.silent {
-        judgement.note = Some("nothing comes back at all".to_owned());
+        judgement.note = Some("nothing comes back".to_owned());
         return judgement;
     }
     let outcome = loop {
@@ -416,7 +415,7 @@ fn judge(lab: &mut Lab, promise: &Promise, config: &Config, stop: &mut Option<St
             *stop = Some(ended);
         }
         Err(Trouble::Broken(finding)) => {
-            lab.silent |= is_first && finding.sent == "a connect";
+            lab.silent |= is_first && finding.sent == lab::CONNECT;
             judgement.verdict = if required { Verdict::Broken } else { Verdict::Note };
             judgement.cause = Some(finding.cause.unwrap_or(promise.cause));
             (judgement.sent, judgement.got) = (Some(finding.sent), Some(finding.got));
@@ -445,7 +444,7 @@ impl Gone {
     }
 
     fn note(&self) -> String {
-        format!("the service serves nobody any more, since {}", self.since)
+        format!("the service has not answered since {}", self.since)
     }
 }
 
@@ -481,26 +480,27 @@ fn look_after(
     let ends_early = config.profile.is_some_and(Profile::ends_early);
     let look = || -> anyhow::Result<Result<Option<String>, Stop>> {
         let mut note = None;
-        if let Some(service) = service {
-            match service.has_left(lab) {
-                Ok(Some(status)) => {
-                    note = Some(format!("the service has ended meanwhile: {status}; it was started again"))
-                }
-                Ok(None) => {}
-                Err(ended) => return Ok(Err(ended)),
-            }
-        }
         let is_stream = !matches!(lab.endpoint, Endpoint::Udp(_));
-        if note.is_none() && is_stream && !ends_early && lab.is_echo {
+        if is_stream && !ends_early && lab.is_echo {
             match still_serves(lab, TRIES) {
-                Ok(true) => *gone = None,
+                Ok(true) => {
+                    *gone = None;
+                    return Ok(Ok(None));
+                }
                 Ok(false) if service.is_some() => {
-                    note = Some("afterwards the service served nobody; it was started again".to_owned());
+                    note = Some("afterwards the service no longer answered; it was restarted".to_owned());
                 }
                 Ok(false) => {
                     *gone = Some(Gone { since: judgement.id, looks: LOOKS });
-                    return Ok(Ok(Some("afterwards the service served nobody".to_owned())));
+                    return Ok(Ok(Some("afterwards the service no longer answered".to_owned())));
                 }
+                Err(ended) => return Ok(Err(ended)),
+            }
+        }
+        if let Some(service) = service {
+            match service.has_left(lab) {
+                Ok(Some(status)) => note = Some(format!("the service exited ({status}) and was restarted")),
+                Ok(None) => {}
                 Err(ended) => return Ok(Err(ended)),
             }
         }

@@ -46,7 +46,7 @@ mod unknown {
 
     fn no(_: &mut Lab) -> Outcome {
         let _ = WATCHED;
-        Err(Trouble::unjudged("only Linux tells what is needed (proc(5))"))
+        Err(Trouble::unjudged("needs Linux (proc(5))"))
     }
 
     pub(in super::super) use no as idle;
@@ -71,8 +71,8 @@ mod linux {
 
     /// The process that is told of, and its children.
     fn family(lab: &Lab) -> Result<Vec<Process>, Trouble> {
-        let Some(pid) = lab.pid else { return Err(Trouble::unjudged("no --pid was given")) };
-        let gone = |error| Trouble::Unjudged(format!("process {pid} cannot be looked at: {error}"));
+        let Some(pid) = lab.pid else { return Err(Trouble::unjudged("needs --pid or --exec")) };
+        let gone = |error| Trouble::Unjudged(format!("cannot look at process {pid}: {error}"));
         let mut family = vec![Process::new(pid).map_err(gone)?];
         // Of a service that was started here and has put itself into the background there are only the children.
         let is_this = pid == std::process::id().cast_signed();
@@ -93,8 +93,27 @@ mod linux {
         Ok(family)
     }
 
+    /// Bytes of memory. What processes share is counted once, as far as the kernel tells (proc(5), smaps_rollup): or one
+    /// that forks would be blamed for its program with each connection.
     fn resident(family: &[Process]) -> u64 {
-        family.iter().filter_map(|process| process.statm().ok()).map(|statm| statm.resident * procfs::page_size()).sum()
+        let proportional = |process: &Process| {
+            let rollup = process.smaps_rollup().ok()?.memory_map_rollup;
+            rollup.0.first()?.extension.map.get("Pss").copied()
+        };
+        let all = |process: &Process| process.statm().map_or(0, |statm| statm.resident * procfs::page_size());
+        family.iter().map(|process| proportional(process).unwrap_or_else(|| all(process))).sum()
+    }
+
+    /// A connection that is served. Where it is not, there is nothing to learn about the process.
+    fn served(lab: &mut Lab) -> Result<usize, Trouble> {
+        let mut serve = || {
+            let line = lab.connect()?;
+            lab.ping(line, 16).map(|()| line)
+        };
+        serve().map_err(|trouble| match trouble {
+            Trouble::Broken(Finding { got, .. }) => Trouble::Unjudged(format!("a connection was not served: {got}")),
+            other => other,
+        })
     }
 
     fn processor(family: &[Process]) -> f64 {
@@ -111,8 +130,7 @@ mod linux {
         let before = processor(&family);
         lab.rest(WATCHED)?;
         let with_one = {
-            let line = lab.connect()?;
-            lab.ping(line, 16)?;
+            served(lab)?;
             let before = processor(&family);
             lab.rest(WATCHED)?;
             processor(&family) - before
@@ -121,7 +139,7 @@ mod linux {
         if used <= IDLE_SHARE {
             return Ok(());
         }
-        let got = format!("{:.0} % of a processor was used", used.min(1.0) * 100.0);
+        let got = format!("{:.0} % of a CPU was used", used.min(1.0) * 100.0);
         Err(Finding::new("nothing", &got).timing().into())
     }
 
@@ -129,9 +147,7 @@ mod linux {
         let before = open(&family(lab)?);
         let mut lines = Vec::new();
         for _ in 0..CONNECTIONS {
-            let line = lab.connect()?;
-            lab.ping(line, 16)?;
-            lines.push(line);
+            lines.push(served(lab)?);
         }
         for (number, line) in lines.into_iter().enumerate() {
             if number % 2 == 0 { lab.close(line) } else { lab.reset(line) }
@@ -152,14 +168,13 @@ mod linux {
     pub(in super::super) fn memory_silent(lab: &mut Lab) -> Outcome {
         let before = resident(&family(lab)?);
         for _ in 0..CONNECTIONS {
-            let line = lab.connect()?;
-            lab.ping(line, 1)?;
+            served(lab)?;
         }
         let each = resident(&family(lab)?).saturating_sub(before) / CONNECTIONS as u64;
         if each <= SILENT {
-            return Err(Trouble::Note(format!("{} KiB for each of {CONNECTIONS}", each / 1024)));
+            return Err(Trouble::Note(format!("{} KiB per connection", each / 1024)));
         }
-        Err(Finding::new(&format!("{CONNECTIONS} connections"), &format!("{} KiB for each", each / 1024)).into())
+        Err(Finding::new(&format!("{CONNECTIONS} connections"), &format!("{} KiB per connection", each / 1024)).into())
     }
 
     pub(in super::super) fn memory_unreading(lab: &mut Lab) -> Outcome {
@@ -172,6 +187,6 @@ mod linux {
         if taken <= UNREADING {
             return Err(Trouble::Note(format!("{} KiB", taken / 1024)));
         }
-        Err(Finding::new("bytes without an end, and nothing was read", &format!("{} MiB more", taken >> 20)).into())
+        Err(Finding::new("an endless stream, without reading the echo", &format!("{} MiB more", taken >> 20)).into())
     }
 }

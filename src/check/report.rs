@@ -74,9 +74,10 @@ impl Judgement {
         }
         text.push('\n');
         if let (Some(sent), Some(got)) = (&self.sent, &self.got) {
-            let again = if self.tries > 1 { format!(" ({})", counted(self.tries, "time")) } else { String::new() };
+            let again =
+                if self.tries > 1 { format!(" (tried {})", counted(self.tries, "time")) } else { String::new() };
             let _ =
-                writeln!(text, "{:<36}sent: {}\n{:<36}came: {}{again}", "", escape::text(sent), "", escape::text(got));
+                writeln!(text, "{:<36}sent: {}\n{:<36}got:  {}{again}", "", escape::text(sent), "", escape::text(got));
         }
         if let Some(cause) = self.cause {
             let _ = writeln!(text, "{:<36}usual cause: {cause}", "");
@@ -160,7 +161,7 @@ impl Report {
             }
         }
         let _ = match &broken[..] {
-            [] => write!(text, ", none is broken"),
+            [] => write!(text, ", none broken"),
             broken => write!(text, ", {} broken: {}", broken.len(), broken.join(", ")),
         };
         let _ = writeln!(
@@ -193,7 +194,7 @@ impl Report {
             let name = xml_text(&format!("{name}: {}", it.promise));
             let _ = write!(xml, "  <testcase classname=\"{group}\" name=\"{name}\" time=\"{:.3}\"", it.seconds);
             let told = [&it.sent, &it.got].map(|text| text.clone().unwrap_or_default());
-            let told = format!("sent: {}; came: {}; usual cause: {}", told[0], told[1], it.cause.unwrap_or_default());
+            let told = format!("sent: {}; got: {}; usual cause: {}", told[0], told[1], it.cause.unwrap_or_default());
             let _ = match it.verdict {
                 Verdict::Broken => writeln!(xml, "><failure message=\"{}\"/></testcase>", xml_text(&told)),
                 Verdict::NotJudged => {
@@ -255,7 +256,7 @@ pub fn lessons() -> String {
             let _ = writeln!(page, "## {}\n\n{}\n", heading(group), introduction(promise));
         }
         let _ = writeln!(page, "### {}\n\n**{}.** {}\n", promise.id, capital(promise.sentence), promise.reason);
-        let _ = writeln!(page, "- Written: {}.", promise.source.replace('|', "\\|"));
+        let _ = writeln!(page, "- Source: {}.", promise.source.replace('|', "\\|"));
         let _ = writeln!(page, "- What usually breaks it: {}.\n", promise.cause);
     }
     page

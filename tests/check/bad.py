@@ -199,6 +199,62 @@ def careless(peer):
         data = peer.recv(65536)
 
 
+def late_banner(peer):
+    """Says something to whoever is silent for long."""
+    if not ready(peer, 0.5):
+        peer.sendall(b"hello?\n")
+    echo(peer)
+
+
+def repeats(peer):
+    """Sends a long echo again when nothing has followed it."""
+    while data := peer.recv(65536):
+        peer.sendall(data)
+        if len(data) > 50 and not ready(peer, 0.2):
+            peer.sendall(data)
+
+
+def no_end_of_much(peer):
+    """Forgets to end a connection over which much has come."""
+    count = 0
+    while data := peer.recv(65536):
+        peer.sendall(data)
+        count += len(data)
+    if count > 100_000:
+        time.sleep(600)
+
+
+def epipe(peer):
+    """Expects a reset while it reads, and none while it sends."""
+    while data := peer.recv(1024):
+        try:
+            peer.sendall(data)
+        except BrokenPipeError:
+            os._exit(1)
+
+
+def in_parts(peer):
+    """Sends the last byte of each read apart and, for the first two seconds, late."""
+    slow_until = time.monotonic() + 2
+    while data := peer.recv(65536):
+        peer.sendall(data[:-1])
+        if time.monotonic() < slow_until:
+            time.sleep(0.03)
+        peer.sendall(data[-1:])
+
+
+def forking():
+    """A process for each connection."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    listener = listen()
+    while True:
+        peer = listener.accept()[0]
+        if os.fork() == 0:
+            quietly(echo, peer)
+            os._exit(0)
+        peer.close()
+
+
 def in_two(peer):
     """Sends each echo in two parts, as whoever writes a header first does."""
     while data := peer.recv(65536):
@@ -382,8 +438,10 @@ def udp(how):
     endpoint.bind(("127.0.0.1", port))
     other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     first = None
+    count = 0
     while True:
         data, peer = endpoint.recvfrom(1024 if how == "short" else 65536)
+        count += 1
         if how == "silent":
             continue
         if how == "joined":
@@ -403,7 +461,11 @@ def udp(how):
             continue
         if how == "low" and peer[1] < 1024:
             continue
-        if how == "other":
+        if how == "nul":
+            data = data.rstrip(b"\0")
+        if how == "slow":
+            time.sleep(0.05)
+        if how == "other" or how == "fifth" and count % 5 == 0:
             other.sendto(data, peer)
         elif how == "first":
             endpoint.sendto(data, first)
@@ -450,6 +512,16 @@ signal.signal(signal.SIGPIPE, signal.SIG_DFL if kind == "sigpipe" else signal.SI
     "partial": lambda: threads(partial),
     "eof": lambda: threads(eof_drops),
     "no-end": lambda: threads(no_end),
+    "late-banner": lambda: threads(late_banner),
+    "repeats": lambda: threads(repeats),
+    "two-thousand": lambda: threads(altered(lambda data: data[:1990] if len(data) == 2000 else data)),
+    "nul-tail": lambda: threads(altered(lambda data: data.rstrip(b"\0") or data)),
+    "adds-nul": lambda: threads(altered(lambda data: data + b"\0")),
+    "bom": lambda: threads(altered(lambda data: data.removeprefix(codecs.BOM_UTF8))),
+    "no-end-of-much": lambda: threads(no_end_of_much),
+    "epipe": lambda: threads(epipe),
+    "in-parts": lambda: threads(in_parts),
+    "forking": forking,
     "impatient": lambda: threads(impatient),
     "blocking": lambda: one_thread("blocking"),
     "greedy": lambda: one_thread("greedy"),
@@ -471,7 +543,7 @@ signal.signal(signal.SIGPIPE, signal.SIG_DFL if kind == "sigpipe" else signal.SI
     "sequential": sequential,
     "once": once,
     "few": lambda: few(20),
-    "leak": lambda: leak(700),
+    "leak": lambda: leak(300),
     "burst": burst,
     "spin": spin,
     "fat": fat,
@@ -479,5 +551,5 @@ signal.signal(signal.SIGPIPE, signal.SIG_DFL if kind == "sigpipe" else signal.SI
     "word-ends": lambda: word("ends"),
     "word-never": lambda: word("never"),
     "word": lambda: word("equal"),
-    **{f"udp-{how}": (lambda how=how: udp(how)) for how in ["honest", "short", "ascii", "empty", "low", "other", "first", "twice", "silent", "joined"]},
+    **{f"udp-{how}": (lambda how=how: udp(how)) for how in ["honest", "short", "ascii", "empty", "low", "other", "first", "twice", "silent", "joined", "fifth", "nul", "slow"]},
 }[kind]()
