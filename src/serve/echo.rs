@@ -491,6 +491,15 @@ mod tests {
     }
 
     #[test]
+    fn connection_without_options_has_no_state() {
+        let session = |echo: Echo| echo.session(Origin::Unix, Instant::now());
+        let counts = AccessOptions { max_per_source: Some(1), ..AccessOptions::default() };
+        assert!(session(Echo::new(None, None)).is_none());
+        assert!(session(Echo::new(None, Some(1))).is_some());
+        assert!(session(Echo::with(None, None, None, false, &counts)).is_some());
+    }
+
+    #[test]
     fn the_terminator_closes_however_it_is_ended() {
         for last in ["bye", "bye\n", "bye\r\n", "hello\nbye\n", "hello\r\nbye"] {
             assert_eq!(Session::new(Some("bye"), None).segment(last), (last.len(), true), "{last:?}");

@@ -1078,6 +1078,35 @@ mod tests {
     }
 
     #[test]
+    fn each_wrong_that_is_done_is_counted() {
+        let one = FaultCounters { connections: 1, ..FaultCounters::default() };
+        for (spec, expected) in [
+            ("delay=1ms", FaultCounters { delayed: 2, ..one }),
+            ("chunk=1/1ms", FaultCounters { pieces: 2, ..one }),
+            ("stall-after=4", FaultCounters { stalled: 1, ..one }),
+            ("reset-after=4", FaultCounters { reset: 1, ..one }),
+            ("close-after=4", FaultCounters { closed: 1, ..one }),
+            ("half-close=ignore", FaultCounters { ignored_ends: 1, ..one }),
+            ("drop", FaultCounters { dropped: 2, ..one }),
+            ("corrupt", FaultCounters { corrupted: 2, ..one }),
+            ("duplicate", FaultCounters { duplicated: 2, ..one }),
+            ("swap", FaultCounters { swapped: 2, ..one }),
+            ("translate=crlf", FaultCounters { translated: 2, ..one }),
+            ("banner=hi", FaultCounters { banners: 1, ..one }),
+        ] {
+            let mut world = World::new(&[spec]);
+            let peer = world.open();
+            for message in [b"a\n", b"b\n"] {
+                world.arrive(&peer, message);
+                world.run();
+            }
+            peer.1.end();
+            world.reactor.turn_with(world.now, [read_closed(peer.0)]);
+            assert_eq!(*world.counters.borrow(), expected, "{spec}");
+        }
+    }
+
+    #[test]
     fn an_end_is_ignored_or_answered_with_reset() {
         for (spec, dropped) in [("half-close=ignore", false), ("half-close=reset", true)] {
             let mut world = World::new(&[spec]);

@@ -250,6 +250,25 @@ mod tests {
     }
 
     #[test]
+    fn sign_of_life_comes_when_due_and_not_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let reader = UnixDatagram::bind(&path).unwrap();
+        reader.set_nonblocking(true).unwrap();
+        let (mut now, every, mut buffer) = (Instant::now(), Duration::from_secs(10), [0; 100]);
+        let mut supervisor = Supervisor { told: Told::new(path.as_os_str()).ok(), watchdog: Some((every, now)) };
+        for _ in 0..3 {
+            assert_eq!(supervisor.sleep(now), Some(every));
+            supervisor.turn(now + every - Duration::from_millis(1));
+            assert!(reader.recv(&mut buffer).is_err(), "not before its time");
+            now += every;
+            supervisor.turn(now);
+            let length = reader.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..length].trim_ascii_end(), b"WATCHDOG=1");
+        }
+    }
+
+    #[test]
     fn supervisor_that_does_not_read_is_told_later() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::admin::{self, Admin, Snapshot, StatusSource};
 use super::service::Service;
 use super::{AccessOptions, Config, Summary, tokens};
+use crate::reactor::address::Endpoint;
 use crate::reactor::scripted::{Scripted, ScriptedListener, ScriptedPort, Wire, read_closed, readable};
 use crate::reactor::{Activity, Readiness, Settings, Source};
 
@@ -137,11 +138,24 @@ fn every_want_of_the_kernel_pauses_and_passes() {
         world.door.queue(2);
         world.knock();
         assert_eq!((world.connections(), world.settle()), (0, Some(Duration::from_millis(10))), "{error}");
+        assert!(world.service.streams.is_starved(), "{error}");
         world.now += Duration::from_millis(10);
         world.turn(&[]);
         assert_eq!(world.connections(), 2, "{error}");
         assert_eq!(world.settle(), None, "{error}");
+        assert!(!world.service.streams.is_starved(), "{error}");
     }
+}
+
+#[test]
+fn turns_and_events_are_counted() {
+    let mut world = World::new(Config::default(), 10);
+    world.door.queue(1);
+    world.knock();
+    world.send(0, b"one");
+    world.send(0, b"two");
+    let counters = world.service.summary().counters;
+    assert_eq!((counters.turns, counters.events, counters.received_bytes), (3, 2, 6));
 }
 
 #[test]
@@ -174,9 +188,12 @@ fn new_episode_begins_after_backlog_was_empty() {
 #[test]
 fn accept_limit_ends_listening_and_then_the_service() {
     let mut world = World::new(Config { accept_limit: Some(2), ..Config::default() }, 10);
+    world.service.endpoints = vec![Endpoint::Tcp("127.0.0.1:7".parse().unwrap())];
+    assert_eq!(world.service.snapshot(world.now).listening, world.service.endpoints);
     world.door.queue(3);
     world.knock();
     assert_eq!((world.connections(), world.door.waiting()), (2, 1));
+    assert!(world.service.snapshot(world.now).listening.is_empty());
     world.hang_up(0);
     assert!(!world.service.is_done());
     world.hang_up(1);
@@ -278,6 +295,18 @@ fn a_stop_serves_the_whole_backlog() {
     world.settle();
     assert!(world.service.is_done());
     assert!(wires.iter().all(|wire| wire.written() == b"in time" && wire.dropped()));
+}
+
+#[test]
+fn who_comes_after_a_stop_is_left_to_others() {
+    // A listener that was handed over stays in the hands of others, and so does its backlog.
+    let mut world = World::new(Config::default(), 10);
+    world.door.queue(3);
+    world.service.stop(world.now);
+    world.door.queue(2);
+    world.knock();
+    assert_eq!((world.connections(), world.door.waiting()), (3, 2));
+    assert!(!world.service.streams.is_listening());
 }
 
 #[test]
@@ -467,6 +496,7 @@ fn refused_peer_is_no_connection() {
     world.knock();
     assert_eq!((world.connections(), world.door.waiting()), (3, 0));
     assert_eq!(world.service.summary().refusals.to_string(), "7 rate");
+    assert_eq!(world.service.summary().refusals.total(), 7);
     world.now += Duration::from_secs(1);
     world.door.queue(1);
     world.knock();
@@ -532,10 +562,14 @@ fn silent_http_clients_give_way_to_asking_one() {
         admin.turn(now);
     }
     // Nothing happens any more, except that time passes for as long as the loop sleeps.
+    let began = now;
     while door.waiting() > 0 {
         now += admin.sleep(now).expect("it does not sleep for ever while somebody waits");
         admin.turn(now);
+        admin.answer(now, &Nothing);
     }
+    // The deadline of a request, which they had before, is looked at once a second.
+    assert!(now - began <= Duration::from_secs(3), "a second of silence is enough: {:?}", now - began);
     for key in 0..admin::MAX_CONNECTIONS {
         admin.note(readable(Token(tokens::ADMIN + key)));
     }

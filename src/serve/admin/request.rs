@@ -187,6 +187,7 @@ mod tests {
             assert_eq!(parse(&head.as_bytes()[..length]), None, "{length}");
         }
         assert_eq!(parse(head.as_bytes()), get("/metrics", true));
+        assert_eq!(parse(head.as_bytes()).unwrap().to_string(), "GET /metrics", "in the log");
         assert_eq!(parse(format!("{head}GET").as_bytes()), get("/metrics", false), "the next one came too early");
         assert_eq!(parse(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: foo, Close\r\n\r\n"), get("/", false));
         assert_eq!(parse(b"GET / HTTP/1.0\r\n\r\n"), get("/", false));

@@ -653,7 +653,11 @@ impl Read for Socket {
             let wire = &mut kernel.wires[self.index];
             match errno {
                 Errno::INTR if kernel.interrupted < MAX_INTERRUPTS => {}
-                Errno::AGAIN => (wire.armed, wire.blocked_at) = (true, Some(now)), // it would be told again
+                Errno::AGAIN => {
+                    // It would be told again; but a stop does not wait for what has not come.
+                    (wire.armed, wire.blocked_at) = (true, Some(now));
+                    wire.due = wire.due.min(wire.payload(wire.read));
+                }
                 _ => wire.failed = true,
             }
             return Err(errno.into());
