@@ -1,7 +1,7 @@
 //! RFC 863, discard: the smallest protocol there is. Teaches: a state, a callback, a listener, a loop.
 //!
 //! `cargo run --example discard -- 127.0.0.1:9009`, then `nc 127.0.0.1 9009`. What is sent to it is thrown away; peers
-//! that half-close, reset or never close, and a want of descriptors, are the library's business.
+//! that half-close, reset or never close, and a shortage of descriptors, are the library's business.
 
 use std::env;
 use std::error::Error;

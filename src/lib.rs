@@ -3,6 +3,8 @@
 //! This is also a place to see non-blocking I/O done whole. `docs/architecture.md` is the map, on one page;
 //! `docs/glossary.md` has the words. A tour, in the order in which it is best read:
 //!
+//! Without the feature `cli` the crate is [`reactor`] alone: points 1 to 4.
+//!
 //! 1. [`reactor`]: the event loop as a library, and a protocol of your own in three steps. `examples/` has whole programs.
 //! 2. [`reactor::Source`]: what may live on a poll; [`reactor::Protocol`] and [`reactor::Transport`]: what a protocol is told,
 //!    and what it can do.
@@ -38,7 +40,7 @@
 //! | an end of file looks like success | bytes that cannot be sent any more end in a reset | [`reactor::Stream::reset_on_drop`] | `--lib reactor::reactor::tests::lost_bytes_are_told_by_a_reset` |
 //! | a reset can come at any call | that connection ends and is counted; the loop never does | [`reactor::CloseReason`] | `--lib reactor::reactor::tests::a_reset_ends_that_connection_alone` |
 //! | a call may be interrupted by a signal (EINTR) | it is made again; the poll returns early, with nothing ready | [`reactor::Poller::wait`], [`reactor::outbound`] | `--lib reactor::reactor::tests::interrupted_calls_are_made_again` |
-//! | `accept` can fail for want of descriptors (EMFILE), and who waits in the backlog raises no new edge | accepting pauses, says so once, resumes by itself; no connection is dropped from the backlog (sozu issue 82) | [`reactor::acceptor`] | `--lib serve::tests::without_descriptors_accepting_pauses_and_does_not_spin` |
+//! | `accept` can fail for a shortage of descriptors (EMFILE), and who waits in the backlog raises no new edge | accepting pauses, says so once, resumes by itself; no connection is dropped from the backlog (sozu issue 82) | [`reactor::acceptor`] | `--lib serve::tests::without_descriptors_accepting_pauses_and_does_not_spin` |
 //! | a slot may become free at any point of a turn | how long to sleep is a function of the state after the turn, and of nothing else | [`reactor::Source`] | `--lib serve::tests::slot_freed_after_accepting_is_taken_without_event` |
 //! | slab keys are reused, and events are hints | every handler survives WouldBlock and an event that was meant for a predecessor (mio issues 172 and 219) | [`reactor::Readiness`] | `--lib reactor::reactor::tests::stale_event_does_no_harm_to_slots_successor` |
 //! | a socket that is being opened may be reported readable before it is connected | it is asked whether it is established, and nothing is received before | [`reactor::Stream::established`] | `--lib reactor::reactor::tests::connecting_socket_that_is_readable_waits_for_writable` |
@@ -50,12 +52,15 @@
 //! | two services that answer everything never stop (CVE-2024-2169) | what may be another service, broadcast or multicast is not answered; the rest is bounded | [`serve::access`] | `--lib serve::access::tests::two_servers_answering_each_other_come_to_rest` |
 //! | timeouts are many and rarely due | activity notes the time, and a timer wheel asks later: O(1), and nothing per message | [`reactor::timer_wheel`] | `--lib reactor::timer_wheel::tests::activity_defers_without_touching_the_wheel` |
 //! | a slow reader takes bytes without an event: WRITABLE comes when a third of the buffer is free | an idle timeout asks the socket itself before it closes (Envoy issue 34035) | [`reactor::Settings::idle_timeout`] | `--lib reactor::reactor::tests::bytes_taken_without_event_count_as_movement` |
-//! | registering costs a system call | once, for READABLE and WRITABLE, for life | [`reactor::Poller::interest`] | `--lib reactor::reactor::tests::writable_without_anything_to_send_costs_no_call` |
+//! | registering costs a system call | once, for READABLE and WRITABLE, for life: an edge that nobody waits for costs none | [`reactor::Poller::interest`] | `--lib reactor::reactor::tests::writable_without_anything_to_send_costs_no_call` |
 //! | standard output cannot be made non-blocking for one program alone | the loop puts lines into a bounded queue, which a thread empties | [`outlet`] | `--test process stopped_log_reader_delays_neither_serving_nor_stop` |
 //! | a descriptor may be non-blocking because somebody else made it so | EAGAIN on a standard stream means wait, not end | [`stdio`] | `--test process non_blocking_streams_lose_nothing` |
 //! | a signal must end the program whatever it is doing | a thread receives signals, and the loop has the first while it polls | [`signals`] | `--test process second_signal_ends_what_waits_for_a_reader` |
 //! | a generator that waits for replies hides stalls: *coordinated omission* | messages are due on a schedule, and latency counts from there | [`mod@bench::schedule`] | `--test bench open_loop_latency_counts_from_due_time` |
-//! | a message that is not answered has no latency, and must not vanish | each message that was due has exactly one outcome | [`mod@bench::ledger`] | `--test bench messages_of_a_lost_connection_end_the_run` |
+//! | a message that is not answered has no latency, and must not vanish | each message that was due has exactly one outcome | [`mod@bench::ledger`] | `--lib bench::ledger::tests::outcomes_add_up_to_what_was_due`, `--test bench messages_of_a_lost_connection_end_the_run` |
+
+// The tour also goes through the program.
+#![cfg_attr(not(feature = "cli"), allow(rustdoc::broken_intra_doc_links))]
 
 #[cfg(feature = "cli")]
 pub mod bench;

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  input:   open ──eof──▶ ended            output:  connecting ─▶ open ──close──▶ finishing ──flushed──▶ shut
-//!           ▲  └─close─▶ discarded ─eof─▶ ended                    (after `close`, a deadline bounds both)
+//!           ▲  └─close─▶ discarded ─eof─▶ ended                    (after `close` before eof, a deadline bounds both)
 //!           └──▶ paused ───close───▲
 //! ```
 
@@ -338,6 +338,11 @@ impl<S: Stream> Connection<S> {
     pub fn closing_due(&self) -> Option<Millis> {
         let timeout = if self.output == Output::Shut { LINGER_TIMEOUT } else { CLOSE_TIMEOUT };
         self.is_closed().then(|| self.moved_at + timeout.as_millis() as Millis)
+    }
+
+    /// Whether all that is left is that the peer takes what waits: both sides have ended.
+    pub fn only_flushes(&self) -> bool {
+        self.output == Output::Finishing && self.is_ended()
     }
 
     /// Whether it only waits for the peer's end: everything was sent, and nothing is left to be read.

@@ -16,9 +16,9 @@
 //! struct Time;
 //!
 //! impl<D: DatagramSocket> DatagramProtocol<D> for Time {
-//!     fn received(&mut self, outlet: &mut Outlet<'_, D>, envelope: &Envelope, _: &[u8]) {
-//!         if envelope.to_many {
-//!             return; // one request must not have a whole network answer
+//!     fn received(&mut self, outlet: &mut Outlet<'_, D>, envelope: &Envelope, bytes: &[u8]) {
+//!         if envelope.to_many || !bytes.is_empty() {
+//!             return; // neither a whole network, nor another server's answer, is answered (CVE-2024-2169)
 //!         }
 //!         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
 //!         let seconds = (since.as_secs() + 2_208_988_800) as u32; // since 1900
@@ -104,7 +104,7 @@ pub trait DatagramProtocol<D: DatagramSocket>: Sized {
     /// send again.
     fn turn_ended(&mut self, _outlet: &mut Outlet<'_, D>) {}
 
-    /// When it has a datagram to send that it has held back.
+    /// When the next of the datagrams that it holds back is due; `None` if it holds none.
     fn next_due(&self) -> Option<Instant> {
         None
     }
@@ -235,7 +235,7 @@ pub struct Datagrams<D, P> {
 }
 
 impl<D: DatagramSocket, P: DatagramProtocol<D>> Datagrams<D, P> {
-    /// A loop without sockets; the tokens of those to come begin at `first_token`.
+    /// A loop without sockets; the tokens of those to come are `first_token` and those that follow, one for each.
     pub fn new(protocol: P, first_token: usize) -> Self {
         Datagrams {
             ports: Slab::new(),

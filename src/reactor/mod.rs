@@ -34,8 +34,8 @@
 //! }
 //! ```
 //!
-//! **Two: a reactor with a listener on a poll.** That it survives a want of descriptors, half-closed and reset
-//! connections and peers that do not read is the reactor's business.
+//! **Two: a reactor with a listener on a poll.** Surviving a shortage of descriptors, half-closed and reset
+//! connections, and peers that do not read, is the reactor's business.
 //!
 //! ```
 //! # use std::time::Instant;
@@ -81,7 +81,36 @@
 //! **Three: what else lives on the poll.** A reactor is a [`Source`], and so is whatever a program needs beside it: other
 //! reactors, [`Datagrams`], timers. A loop over several is: sleep for the shortest of their sleeps, route each
 //! [`Readiness`] to the one that owns its token, and give each its turn. `examples/` has whole programs: `discard`,
-//! `daytime`, `chargen` (backpressure from the sender's side), `chat` (acting on other connections).
+//! `daytime`, `chargen` (backpressure from the sender's side), `chat` (acting on other connections). A reactor's tokens are
+//! those below [`Settings::TOKENS`], unless its settings say otherwise; so with datagrams whose tokens begin there:
+//!
+//! ```no_run
+//! # use std::time::{Duration, Instant};
+//! # use echoloop::reactor::{DatagramProtocol, Datagrams, Poller, Protocol, Reactor, Settings, Source, UdpPort, shortest};
+//! # use echoloop::reactor::socket::Socket;
+//! # fn serve<P: Protocol<Socket>, D: DatagramProtocol<UdpPort>>(protocol: P, answers: D) -> std::io::Result<()> {
+//! let mut poller = Poller::new(Duration::ZERO)?;
+//! let mut reactor = Reactor::new(protocol, Settings::default());
+//! let mut datagrams = Datagrams::new(answers, Settings::TOKENS);
+//! loop {
+//!     let now = Instant::now();
+//!     let (now, events) = poller.wait(shortest([reactor.sleep(now), datagrams.sleep(now)]))?;
+//!     for readiness in events {
+//!         match readiness.token.0 < Settings::TOKENS {
+//!             true => reactor.note(readiness),
+//!             false => datagrams.note(readiness),
+//!         }
+//!     }
+//!     reactor.turn(now);
+//!     datagrams.turn(now);
+//! }
+//! # }
+//! ```
+//!
+//! A `mio::Waker` on [`Poller::registry`], under a token of its own, ends a wait from another thread.
+//!
+//! What happens is told through the `log` crate: accepting that pauses is a warning, each step of a connection a trace.
+//! [`Reactor::is_starved`] and the counters tell it too.
 //!
 //! Datagrams have a loop and a protocol of their own: [`datagrams`] begins with a whole program.
 //!

@@ -14,7 +14,8 @@ use super::transport::Transport;
 /// `State`.
 ///
 /// The calls for one connection come in this order: `accept` (if a listener accepted it), `opened`, then any number of
-/// `received`, `read_drained` and `flushed`, `eof` at most once, and `closed`, which is always the last.
+/// `received`, `read_drained`, `flushed` and `expired`, `eof` at most once, `unsent` at most once, and `closed`, which is
+/// always the last. Of a connection that could not be opened there is `closed` alone.
 pub trait Protocol<S: Stream>: Sized {
     /// What is remembered about each connection. Idle connections pay for its size; keep it small, or boxed.
     type State;
@@ -28,7 +29,8 @@ pub trait Protocol<S: Stream>: Sized {
     /// told apart. The shorter it is, the more often one that is far ahead is looked at: each 1,022 ticks.
     const TICK: Duration = Duration::from_millis(1);
 
-    /// A peer has connected to a listener. Returns what is to be remembered about it.
+    /// A peer has connected to a listener. Returns what is to be remembered about it. By default everybody is refused: a
+    /// protocol that has a listener must say whom it lets in.
     ///
     /// # Errors
     ///
@@ -52,28 +54,36 @@ pub trait Protocol<S: Stream>: Sized {
     fn flushed(&mut self, _transport: &mut Transport<'_, S>, _state: &mut Self::State) {}
 
     /// The peer has closed its side; everything it sent has been received, or discarded after
-    /// [`close`](Transport::close). By default our side is closed too, once what waits has been sent.
+    /// [`close`](Transport::close). By default our side is closed too, once what waits has been sent. A protocol with an `eof`
+    /// of its own has to close, now or later; and here it can answer what the peer left unfinished, as a last line without
+    /// its newline.
     fn eof(&mut self, transport: &mut Transport<'_, S>, _state: &mut Self::State) {
         transport.close();
     }
 
-    /// A timer of the protocol's own: when [`expired`](Protocol::expired) is to be called, if nothing changes that
-    /// before. It is asked after every step of the connection and kept on a [timer wheel](super::timer_wheel), so a
+    /// A timer of the protocol's own: when [`expired`](Protocol::expired) is to be called, unless it is moved before then.
+    /// It is asked after every step of the connection and kept on a [timer wheel](super::timer_wheel), so a
     /// deadline that moves with every message costs nothing. Derive it from a time in the state, such as the last
-    /// message's ([`Transport::now`]); `accept` is given the first. A connection that is [closed](Transport::close) has
-    /// none: the time that its end may take is the reactor's business.
+    /// message's ([`Transport::now`]); `accept` is given the first.
+    ///
+    /// While bytes wait for the peer it is not read, and `received` is not called however much it sends: where a slow
+    /// reader is not to pass for a silent peer, `expired` moves the deadline if [`Transport::waiting`] is not 0.
+    ///
+    /// A connection that is [closed](Transport::close) has none: the time that its end may take is the reactor's
+    /// business. If the peer had ended its side before, it has, and is dropped as stalled when that has passed.
     fn deadline(&self, _state: &Self::State) -> Option<Instant> {
         None
     }
 
-    /// The [`deadline`](Protocol::deadline) has passed. By default the connection is aborted. It can be closed too, with
-    /// a last word to the peer, or the deadline be moved; of one that stays where it is this is called again, each
+    /// The [`deadline`](Protocol::deadline) has passed. By default the connection is aborted. It can also be closed, after
+    /// a last word to the peer, or the deadline be moved; while it stays in the past this is called again each
     /// [tick](Protocol::TICK).
     fn expired(&mut self, transport: &mut Transport<'_, S>, _state: &mut Self::State) {
         transport.abort();
     }
 
-    /// The connection goes, with so many bytes that were written and that its socket has not taken.
+    /// The connection is about to be dropped, and so many of the bytes written to it were never taken by its socket. Called
+    /// just before `closed`.
     fn unsent(&mut self, _state: &mut Self::State, _bytes: usize) {}
 
     /// The connection is gone.

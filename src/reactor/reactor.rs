@@ -460,6 +460,10 @@ impl<S: Stream, P: Protocol<S>> Reactor<S, P> {
             });
         }
         for key in overdue {
+            if self.slots.get(key).is_some_and(|slot| slot.connection.only_flushes()) {
+                self.remove(key, CloseReason::Stalled); // there is nothing that its protocol could do
+                continue;
+            }
             self.with(Token(self.settings.first_token + key), |protocol, transport, state| {
                 protocol.expired(transport, state);
             });
@@ -673,10 +677,11 @@ fn drive<S: Stream, P: Protocol<S>>(
                 false
             }
         };
+        transport.check()?;
         if drained && transport.connection.input() == Input::Open {
             protocol.read_drained(transport, state);
+            transport.check()?;
         }
-        transport.check()?;
     }
     if log_enabled!(Level::Trace) && !P::FULL_DUPLEX && transport.is_held_up() {
         trace!(

@@ -29,6 +29,10 @@ struct Mirror {
     due: Option<Instant>,
     /// Then it is closed, and not aborted.
     close_expired: bool,
+    /// What is sent at the peer's end.
+    last_word: &'static [u8],
+    /// The connection is aborted by what comes.
+    aborts: bool,
     seen: Vec<String>,
 }
 
@@ -43,6 +47,9 @@ impl<S: Stream> Protocol<S> for Mirror {
     }
     fn received(&mut self, transport: &mut Transport<'_, S>, total: &mut usize, bytes: &[u8]) {
         *total += bytes.len();
+        if self.aborts {
+            return transport.abort();
+        }
         transport.write(bytes);
         if self.close_after.is_some_and(|limit| *total >= limit) {
             transport.close();
@@ -56,6 +63,10 @@ impl<S: Stream> Protocol<S> for Mirror {
             return transport.abort();
         }
         self.seen.push("expired".into());
+        transport.close();
+    }
+    fn eof(&mut self, transport: &mut Transport<'_, S>, _: &mut usize) {
+        transport.write(self.last_word);
         transport.close();
     }
     fn read_drained(&mut self, _: &mut Transport<'_, S>, _: &mut usize) {
@@ -557,6 +568,33 @@ fn closed_connection_has_no_protocol_deadline() {
     assert!(world.seen().is_empty() && !kernel.dropped());
     world.pass(LINGER_TIMEOUT * 11 / 10);
     assert!(kernel.dropped());
+}
+
+#[test]
+fn untaken_last_word_ends_at_the_deadline() {
+    let mut world = World::new();
+    world.reactor.protocol_mut().due = Some(world.now + Duration::from_millis(500));
+    world.reactor.protocol_mut().close_expired = true;
+    world.reactor.protocol_mut().last_word = b"never taken";
+    let (token, kernel) = world.open();
+    kernel.writes(&[WouldBlock]);
+    kernel.reads(&[End]);
+    world.turn(&[readable(token)]);
+    assert!(!kernel.dropped(), "what waits may be taken yet");
+    world.pass(Duration::from_millis(502));
+    assert!(kernel.dropped() && kernel.0.borrow().reset);
+    assert_eq!(world.seen(), ["opened", "stalled"], "there was nothing that its protocol could do");
+    assert_eq!(world.reactor.sleep(world.now), None);
+}
+
+#[test]
+fn aborted_connection_is_told_nothing_more() {
+    let mut world = World::new();
+    world.reactor.protocol_mut().aborts = true;
+    let (token, kernel) = world.open();
+    kernel.arrive(b"too much");
+    world.turn(&[readable(token)]);
+    assert_eq!(world.seen(), ["opened", "aborted"]);
 }
 
 #[test]

@@ -79,7 +79,8 @@ impl<'a, S: Stream> Transport<'a, S> {
 
     /// Closes the connection, after what has been written has left. What the peer still sends is discarded, and what it
     /// may still take and send has a deadline ([`CLOSE_TIMEOUT`](super::CLOSE_TIMEOUT),
-    /// [`LINGER_TIMEOUT`]).
+    /// [`LINGER_TIMEOUT`]). A peer that had ended its side before takes what waits in its own time; that is bounded by
+    /// [`idle_timeout`](Settings::idle_timeout), or by the protocol's [`deadline`](super::Protocol::deadline).
     pub fn close(&mut self) {
         let was_closing = self.connection.is_closing();
         self.connection.close(self.now.millis);
