@@ -112,6 +112,7 @@ const SUBTLE: &[(&str, &str, &str)] = &[
     ("datagrams.source", "udp-fifth", "datagrams.answer,datagrams.source,datagrams.sizes"),
     ("datagrams.sizes", "udp-empty", "datagrams.answer,datagrams.sizes"),
     ("datagrams.values", "udp-nul", "datagrams.answer,datagrams.values"),
+    ("many.silent-first", "sequential", "bytes.word,ends.idle,many.silent-first"),
     ("", "udp-slow", "datagrams.answer,datagrams.boundaries"),
     ("", "forking", "process.memory-unreading"),
     ("", "adds-nul", "bytes.silence,process.idle,process.descriptors"),

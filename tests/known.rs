@@ -6,8 +6,8 @@
 //!
 //! What is not installed has a row that says so, so the table is best made where everything is.
 //!
-//! And that honest services are blamed for nothing, however often they are checked on a busy machine (20 rounds take a quarter of
-//! an hour on two cores):
+//! And that honest services are blamed for nothing, however often they are checked on a busy machine (20 rounds take five minutes
+//! on two cores):
 //!
 //! ```sh
 //! ROUNDS=20 cargo test --test known -- --ignored --nocapture honest
