@@ -432,12 +432,19 @@ pub(crate) fn show_bytes(bytes: u64) -> impl std::fmt::Display {
     bytesize::ByteSize(bytes).display().iec()
 }
 
-/// A number as one reads it: whole and with separators if it is large.
+/// A number that was measured or asked for, as one reads it: whole and with separators if it is large, and never 0 if it
+/// is not.
 pub(crate) fn show_number(number: f64) -> String {
-    if number >= 100.0 || number == 0.0 {
-        HumanCount(number.round() as u64).to_string()
-    } else {
-        format!("{number:.1}")
+    match number {
+        _ if number >= 99.95 || number <= 0.0 => HumanCount(number.round() as u64).to_string(),
+        1.0.. => format!("{number:.1}"),
+        0.0001.. => {
+            // Three digits, from the first that is not 0 on.
+            let decimals = 2 - number.log10().floor() as i32;
+            let digits = format!("{number:.*}", decimals.max(0) as usize);
+            digits.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+        _ => format!("{number:.1e}"),
     }
 }
 
@@ -460,6 +467,25 @@ pub(crate) fn show_micros(micros: f64) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn number_of_any_size_keeps_its_first_digits() {
+        for (number, shown) in [
+            (0.0, "0"),
+            (1e-300, "1.0e-300"),
+            (0.000_012_34, "1.2e-5"),
+            (0.01, "0.01"),
+            (0.033_333, "0.0333"),
+            (0.5, "0.5"),
+            (0.9999, "1"),
+            (1.0, "1.0"),
+            (12.34, "12.3"),
+            (99.97, "100"),
+            (1_234_567.8, "1,234,568"),
+        ] {
+            assert_eq!(show_number(number), shown);
+        }
+    }
 
     #[test]
     fn units_are_understood() {

@@ -6,7 +6,6 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use indicatif::HumanCount;
 use log::debug;
 
 use super::clock::{Clock, Nanos, nanos};
@@ -24,6 +23,7 @@ use super::watch::{Precision, Usage, Watch};
 use crate::count::counted;
 use crate::reactor::Readiness;
 use crate::signals::Request;
+use crate::values::show_number;
 
 /// Connections that are being opened at once.
 const MAX_OPENING: usize = 512;
@@ -559,7 +559,7 @@ impl<'a, W: World> Driver<'a, W> {
         let percentile = |p| show_micros(micros(ledger.current().value_at_percentile(p)));
         self.progress.bar.set_message(format!(
             "{}/s, p50 {}, p99 {}, {}, {}",
-            HumanCount((answered as f64 * 1e9 / elapsed.max(1) as f64) as u64),
+            show_number(answered as f64 * 1e9 / elapsed.max(1) as f64),
             percentile(50.0),
             percentile(99.0),
             counted(load.open() + load.open_idle(), "connection"),

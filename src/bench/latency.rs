@@ -30,6 +30,9 @@ pub(super) const PERCENTILES: [f64; 5] = [50.0, 90.0, 99.0, 99.9, 99.99];
 /// The names of the figures of [`Latency`] for [`PERCENTILES`].
 const NAMES: [&str; 5] = ["p50_us", "p90_us", "p99_us", "p99_9_us", "p99_99_us"];
 
+/// The figures that can be lower bounds.
+const LOWER_BOUNDS: [&str; 7] = ["p50_us", "p90_us", "p99_us", "p99_9_us", "p99_99_us", "mean_us", "max_us"];
+
 /// An empty histogram of nanoseconds.
 pub(super) fn histogram() -> Histogram<u64> {
     // Copied, which is a good deal faster than made.
@@ -172,6 +175,7 @@ pub struct Latency {
     pub bounds: u64,
     /// Those of the figures here that are only known to be at least what they say, because of bounds.
     #[serde(default)]
+    #[schemars(extend("items" = serde_json::json!({ "type": "string", "enum": LOWER_BOUNDS })))]
     pub lower_bounds: Vec<String>,
     /// The shortest.
     pub min_us: f64,
@@ -261,6 +265,16 @@ impl Latency {
         let bounds = self.bounds_histogram.as_deref().map_or_else(|| Ok(histogram()), decode)?;
         let within = |cell: IterationValue<u64>| cell.count_at_value() <= all.count_at(cell.value_iterated_to());
         ensure!(bounds.iter_recorded().all(within), "a histogram is damaged: it lacks bounds that are told beside it");
+        for (told, held) in [(self.count, all.len()), (self.bounds, bounds.len())] {
+            ensure!(told == held, "a latency tells of {told}, and its histogram holds {held}");
+        }
+        for name in &self.lower_bounds {
+            ensure!(
+                LOWER_BOUNDS.contains(&name.as_str()),
+                "lower_bounds: {name:?} is none of {}",
+                LOWER_BOUNDS.join(", ")
+            );
+        }
         Ok(Distribution { all, bounds })
     }
 
@@ -282,7 +296,7 @@ fn encode(histogram: &Histogram<u64>) -> String {
     STANDARD.encode(encoded)
 }
 
-fn decode(encoded: &str) -> anyhow::Result<Histogram<u64>> {
+pub(super) fn decode(encoded: &str) -> anyhow::Result<Histogram<u64>> {
     let encoded = STANDARD.decode(encoded).context("a histogram is not Base64")?;
     let decoded: Histogram<u64> = Deserializer::new()
         .deserialize(&mut encoded.as_slice())

@@ -134,8 +134,9 @@ fn assemble<W: World>(
     search: Option<Search>,
 ) -> Run {
     let Opened { started, began, opening, belated, watched: used, busy, idle } = opened;
-    let time =
-        |at: Nanos| summary::timestamp(started + Duration::from_nanos(at.saturating_sub(began))).unwrap_or_default();
+    let time = |at: Nanos| {
+        summary::timestamp(started + Duration::from_nanos(at.saturating_sub(began))).unwrap_or_else(summary::no_time)
+    };
     let mut warnings = verdict::warnings(config, &outcome);
     warnings.extend(search.as_ref().and_then(verdict::limited_search));
     warnings.extend(belated);
@@ -182,7 +183,7 @@ fn assemble<W: World>(
         build: Some(Build::this()),
         id: summary::identity(),
         name: config.name.clone().unwrap_or_else(|| config.address.to_string()),
-        started: summary::timestamp(started).unwrap_or_default(),
+        started: summary::timestamp(started).unwrap_or_else(summary::no_time),
         measured_from: time(ledger.from()),
         measured_to: time(ledger.to()),
         merged: 1,

@@ -15,6 +15,7 @@ use super::summary::{self, Cut, ErrorKind, Search, Step};
 use super::verdict;
 use super::{Config, Latency};
 use crate::count::counted;
+use crate::values::show_number;
 
 /// The rate at which a search begins, unless it is told another.
 const FIRST_RATE: f64 = 1000.0;
@@ -24,6 +25,10 @@ const STEP: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(
 
 /// Messages whose outcomes must be known before a step is given up as failed.
 const MIN_SEEN: u64 = 10;
+
+/// The fewest messages of a step. Three may be missing before a rate counts as not kept, and that must be less than the
+/// margin of the search.
+const MIN_MESSAGES: u64 = 100;
 
 /// How long a step may take to tell anything, while rates go down; and how far they go down.
 const MAX_TELLING: Duration = Duration::from_secs(20);
@@ -89,16 +94,22 @@ impl Bracket {
     }
 }
 
+/// The fewest messages from which a step can tell anything, and how many tell it well.
+fn messages_needed(criterion: &Criterion) -> (u64, u64) {
+    let (least, good) = criterion.messages_needed();
+    (least.max(MIN_MESSAGES), good.max(MIN_MESSAGES))
+}
+
 /// The rate at which a search that begins at `first` gives up: far below it, or where a step takes too long to tell
 /// anything.
 fn slowest(criterion: &Criterion, first: f64) -> f64 {
-    let telling = criterion.messages_needed().0 as f64 / MAX_TELLING.as_secs_f64();
+    let telling = messages_needed(criterion).0 as f64 / MAX_TELLING.as_secs_f64();
     telling.max(first / MAX_DESCENT).min(first)
 }
 
 /// How long a step at `rate` takes.
 fn step_length(config: &Config, criterion: &Criterion, rate: f64) -> Duration {
-    let (least, good) = criterion.messages_needed();
+    let (least, good) = messages_needed(criterion);
     let time = |messages: u64| Duration::from_secs_f64((messages as f64 / rate).min(1e6));
     match config.duration {
         // As long as was asked for, or longer if nothing could be told from that.
@@ -125,7 +136,7 @@ pub(super) fn search<W: World>(
         driver.progress.say(&format!(
             "steps take longer than {}: {criterion} needs {}, which at {first}/s take {}",
             humantime::format_duration(asked),
-            counted(criterion.messages_needed().0, "message"),
+            counted(messages_needed(criterion).0, "message"),
             show_micros(needed.as_secs_f64() * 1e6)
         ));
     }
@@ -158,10 +169,18 @@ pub(super) fn search<W: World>(
         let mismatches = [ErrorKind::Mismatch, ErrorKind::Excess];
         wrong.extend(mismatches.into_iter().filter_map(|kind| Some((kind, outcome.errors.get(&kind)?.clone()))));
         bracket.judge(step.holds);
+        // A socket for datagrams is there whether or not its server is, and a connection whether or not it is served.
+        let outcomes = outcome.ledger.outcomes;
+        if outcomes.due > 0 && outcomes.all_answered() == 0 {
+            ended = Some(format!("at {}/s nobody answered any more", show_number(rate)));
+        }
         if step.holds || best.as_ref().is_none_or(|(held, _)| !held) {
             best = Some((step.holds, outcome));
         }
         steps.push(step);
+        if ended.is_some() {
+            break;
+        }
     }
     let (_, mut outcome) = best.with_context(|| ended.clone().unwrap_or("no rate was tried".to_owned()))?;
     outcome.errors.extend(wrong);

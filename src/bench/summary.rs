@@ -10,7 +10,7 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use indicatif::HumanCount;
 use log::debug;
 use schemars::JsonSchema;
@@ -43,16 +43,20 @@ pub struct Run {
     pub build: Option<Build>,
     /// What tells this run from all others: 32 hexadecimal digits. Of a run of version 1 they are made from its contents.
     #[serde(default)]
+    #[schemars(extend("pattern" = "^[0-9a-f]{32}$"))]
     pub id: String,
     /// What its user called the run.
     pub name: String,
     /// When it began to connect, UTC, RFC 3339.
+    #[schemars(extend("format" = "date-time"))]
     pub started: String,
     /// When the measured window began, UTC, RFC 3339. Of a run of version 1 it is estimated.
     #[serde(default)]
+    #[schemars(extend("format" = "date-time"))]
     pub measured_from: String,
     /// When the measured window ended.
     #[serde(default)]
+    #[schemars(extend("format" = "date-time"))]
     pub measured_to: String,
     /// How many runs, each of a process of its own, are in it.
     pub merged: u64,
@@ -119,6 +123,7 @@ pub struct Run {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Part {
     /// Its `id`.
+    #[schemars(extend("pattern" = "^[0-9a-f]{32}$"))]
     pub id: String,
     /// What it is called, told apart from others of the same name.
     pub name: String,
@@ -127,8 +132,10 @@ pub struct Part {
     /// The addresses that it measured.
     pub addresses: Vec<String>,
     /// When its measured window began, UTC, RFC 3339.
+    #[schemars(extend("format" = "date-time"))]
     pub measured_from: String,
     /// When its measured window ended.
+    #[schemars(extend("format" = "date-time"))]
     pub measured_to: String,
     /// Replies per second of its own window.
     pub rate: f64,
@@ -427,6 +434,7 @@ pub struct Generator {
     pub stalls: Option<Latency>,
     /// The figures of the response time that its own stalls can explain: "p99.9", "max".
     #[serde(default)]
+    #[schemars(extend("items" = serde_json::json!({ "type": "string", "enum": FIGURES })))]
     pub explains: Vec<String>,
     /// Where the generator, and not the server, may have been the limit.
     pub warnings: Vec<String>,
@@ -605,7 +613,35 @@ impl Run {
         if marks.version == 1 {
             run.upgrade()?;
         }
+        run.check_words()?;
         Ok(run)
+    }
+
+    /// Refuses words that no run is told in.
+    fn check_words(&self) -> anyhow::Result<()> {
+        let own =
+            [("started", &self.started), ("measured_from", &self.measured_from), ("measured_to", &self.measured_to)];
+        let part =
+            |part: &Part| [("measured_from", part.measured_from.clone()), ("measured_to", part.measured_to.clone())];
+        let own = own.map(|(name, time)| (name, time.clone()));
+        for (name, time) in own.into_iter().chain(self.parts.iter().flat_map(part)) {
+            let is_time = humantime::parse_rfc3339(&time).is_ok();
+            ensure!(is_time, "{name}: {time:?} is no time in UTC, such as 2026-01-01T00:00:00.5Z");
+        }
+        let is_id = |id: &str| id.len() == 32 && id.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+        for id in self.parts.iter().map(|part| &part.id).chain([&self.id]) {
+            ensure!(is_id(id), "id: {id:?} is not 32 hexadecimal digits");
+        }
+        for figure in &self.generator.explains {
+            ensure!(FIGURES.contains(&figure.as_str()), "explains: {figure:?} is none of {}", FIGURES.join(", "));
+        }
+        let criteria = self.criteria.iter().map(|verdict| &verdict.criterion);
+        for criterion in criteria.chain(self.search.iter().map(|search| &search.criterion)) {
+            if let Err(why) = criterion.parse::<Criterion>() {
+                bail!("criterion: {criterion:?}: {why}");
+            }
+        }
+        Ok(())
     }
 
     /// Fills in what version 1 did not tell.
@@ -670,6 +706,9 @@ fn sum<'a>(errors: impl Iterator<Item = &'a ErrorCount>) -> u64 {
     errors.map(|error| error.count).fold(0, u64::saturating_add)
 }
 
+/// The figures of the response time that a generator's stalls can explain.
+const FIGURES: [&str; 6] = ["p50", "p90", "p99", "p99.9", "p99.99", "max"];
+
 /// Figures that may be less than nothing: memory that shrank.
 const SIGNED: [&str; 1] = ["resident_per_connection"];
 
@@ -725,6 +764,11 @@ pub(super) fn timestamp(time: SystemTime) -> Option<String> {
     let mut text = String::new();
     write!(text, "{}", humantime::format_rfc3339_micros(time)).ok()?;
     Some(text)
+}
+
+/// The time of a run that began when there was none.
+pub(super) fn no_time() -> String {
+    "1970-01-01T00:00:00Z".to_owned()
 }
 
 /// A time that is only known to the second.
@@ -931,6 +975,28 @@ pub(super) mod tests {
         let text = serde_json::to_string(&sample("one", &[1_000_000])).unwrap();
         let error = Run::parse(&text.replace("\"warm_up\":1.0", "\"warm_up\":-1.0")).unwrap_err();
         assert_eq!(format!("{error:#}"), "config: warm_up: -1.0 cannot be");
+        for (name, word) in [
+            ("measured_from", "nonsense"),
+            ("measured_to", ""),
+            ("started", "2026-13-01T00:00:00Z"),
+            ("id", "1"),
+            ("explains", "p75"),
+            ("lower_bounds", "p75_us"),
+            ("criterion", "p99"),
+        ] {
+            let mut json = serde_json::to_value(sample("one", &[1_000_000])).unwrap();
+            match name {
+                "explains" => json["generator"][name] = [word].into(),
+                "lower_bounds" => json["response"][name] = [word].into(),
+                "criterion" => json["criteria"] = serde_json::json!([{ name: word, "holds": true, "figure": "" }]),
+                _ => json[name] = word.into(),
+            }
+            let error = Run::parse(&json.to_string()).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(&format!("{word:?}")), "{error}");
+        }
+        let text = text.replacen("\"count\":1", "\"count\":2", 1);
+        let error = Run::parse(&text).unwrap_err().to_string();
+        assert!(error.contains("tells of 2") && error.contains("holds 1"), "{error}");
         assert!(Run::parse("{}").unwrap_err().to_string().contains("schema"));
         assert!(Run::parse("").is_err());
     }
@@ -984,7 +1050,14 @@ pub(super) mod tests {
         match kinds[random.usize(..kinds.len())].as_str().unwrap() {
             "object" => {
                 let fields = schema["properties"].as_object().unwrap();
-                fields.iter().map(|(name, field)| (name.clone(), any_of(root, field, name, random))).collect()
+                let any = fields.iter().map(|(name, field)| (name.clone(), any_of(root, field, name, random)));
+                let mut object: serde_json::Map<_, _> = any.collect();
+                if let Some(Value::String(histogram)) = object.get("histogram") {
+                    let count = latency::decode(histogram).unwrap().len();
+                    object.insert("count".to_owned(), count.into());
+                    object.insert("bounds".to_owned(), 0.into());
+                }
+                object.into()
             }
             "array" => (0..random.usize(..4)).map(|_| any_of(root, &schema["items"], name, random)).collect(),
             "integer" if schema["format"] == "int32" => random.i32(1..).into(),
@@ -1006,6 +1079,8 @@ pub(super) mod tests {
                 let seconds = Duration::from_micros(random.u64(..1 << 54));
                 timestamp(SystemTime::UNIX_EPOCH + seconds).unwrap().into()
             }
+            "string" if name == "id" => digest(&random.u64(..).to_le_bytes()).into(),
+            "string" if name == "criterion" => ["p99<5ms", "rate>=100000", "errors>0"][random.usize(..3)].into(),
             "string" => (0..random.usize(..9)).map(|_| random.char(..)).collect::<String>().into(),
             "null" => Value::Null,
             other => panic!("{other}"),

@@ -58,8 +58,8 @@ pub(super) fn rate(outcome: &Outcome) -> Option<RateKept> {
         "the rate was not kept: {} of {} answered in time, {}/s of {}/s; {who}",
         HumanCount(answered),
         counted(due, "message"),
-        HumanCount(reached.min(asked).round() as u64),
-        HumanCount(asked.round() as u64)
+        show_number(reached.min(asked)),
+        show_number(asked)
     );
     Some(RateKept { kept: false, limit, text })
 }
