@@ -166,7 +166,7 @@ impl Figure {
         }
     }
 
-    /// What is known of a time that has no end: what it is at least, in microseconds.
+    /// The lower limit, in microseconds, of a time whose upper end is unknown.
     fn at_least(self, figures: &Figures) -> f64 {
         match self {
             Figure::Percentile(percentile) => micros(figures.response.all().value_at_percentile(percentile)),
@@ -219,8 +219,8 @@ impl Criterion {
         (Some(holds), format!("{} = {shown}", self.figure))
     }
 
-    /// Whether it holds of a run, and the figure as it was. A criterion that has no data to be judged by holds, for what
-    /// is asked is what must not be so.
+    /// Whether it holds of a run, and the figure as it was. A criterion without data counts as holding:
+    /// --fail-if names what must not be, so a run that cannot show otherwise fails.
     ///
     /// # Errors
     ///

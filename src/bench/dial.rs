@@ -12,13 +12,13 @@ use ipnet::{IpAddrRange, Ipv4AddrRange, Ipv6AddrRange};
 use crate::count::{agreeing, counted};
 use crate::reactor::address::{Address, Endpoint};
 
-/// The longest that an answer to the datagram is waited for that finds out who answers.
+/// How long to wait for the answer to the probe datagram.
 const PROBE: Duration = Duration::from_secs(1);
 
 /// Which of a name's addresses are dialled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Family {
-    /// Whatever it has.
+    /// Both.
     #[default]
     Any,
     /// IPv4 alone.

@@ -21,7 +21,8 @@ const DIGITS: u8 = 3;
 /// The latency up to which there is room from the beginning; a longer one makes room for itself.
 const ROOM: Duration = Duration::from_secs(600);
 
-/// How far apart the two ends of what a percentile can be may lie, as a ratio, before it is only said what it is at least.
+/// A percentile is printed as an exact figure while its upper and lower limit differ by less than this ratio; beyond
+/// that only its lower limit is given.
 const EXACT: f64 = 1.01;
 
 /// The percentiles that reports show.
@@ -44,7 +45,7 @@ pub(super) fn histogram() -> Histogram<u64> {
     EMPTY.clone()
 }
 
-/// Latencies: those that were measured, and *bounds*, the times for which what did not happen was waited for. A bound is a
+/// Latencies: those that were measured, and *bounds*: how long was waited for a reply that never came. A bound is a
 /// latency of which is only known that it is at least so long.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Distribution {
@@ -105,8 +106,8 @@ impl Distribution {
         &self.all
     }
 
-    /// A percentile. Bounds may be anything from what they are up: what the percentile can be lies between what it is with
-    /// them as they are, and what it is if they never end.
+    /// A percentile. A bound stands for any latency from its value upward: so the percentile lies between the one with the bounds
+    /// taken as they are and the one with all of them infinite.
     pub fn quantile(&self, percentile: f64) -> Quantile {
         let lowest = self.all.value_at_percentile(percentile);
         if self.bounds.is_empty() || self.all.is_empty() {

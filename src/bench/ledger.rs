@@ -2,7 +2,7 @@
 //!
 //! A message belongs to the *window* if it was due in it, and has exactly one outcome (`Outcome`). What a run reports, its
 //! rate, its percentiles, what was missed or lost, its verdict and its exit code, is derived from these outcomes and from
-//! nothing else. The window ends when it was to end, however late the loop notices: messages are of it by when they were
+//! nothing else. The window ends on time, however late the loop notices: messages belong to it by when they were
 //! due, and not by when they were looked at.
 
 use hdrhistogram::Histogram;
@@ -11,7 +11,7 @@ use super::clock::{Nanos, seconds};
 use super::latency::{Distribution, Latency, histogram, record};
 use super::summary::{Interval, Messages, NeverSent, Outcomes};
 
-/// From how much on a message that could have been sent counts as late.
+/// How much later than due a message must leave, though it could have been sent, to count as late.
 pub(super) const LATE: Nanos = 1_000_000;
 
 /// The length of the timeline's intervals.

@@ -17,7 +17,7 @@ use crate::reactor::socket::Socket;
 use crate::reactor::{DatagramSocket, Poller, Readiness, Settings, Stream, UdpPort};
 use crate::signals::{self, Request, StopSignals};
 
-/// The most datagrams in flight on each socket in a closed loop. More would not find room where they are received, and be
+/// The most datagrams in flight on each socket in a closed loop. More would overflow the receive buffer and be
 /// lost there.
 const MAX_DATAGRAMS: u64 = 64;
 

@@ -1,8 +1,8 @@
 //! Runs that several processes or machines made of one test, added up into one.
 //!
 //! The window of the merged run goes from where the first of theirs begins to where the last one ends, by the times that
-//! they tell; what came in it is added up, and its rates are that, divided by its length. So runs that only partly
-//! overlapped have no rate that never was. Percentiles come from histograms that are added.
+//! report; what was counted in it is added up, and the rates are those sums divided by its length. So runs that only partly
+//! overlapped are not credited with a combined rate that was never reached. Percentiles come from histograms that are added.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};

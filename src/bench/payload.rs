@@ -1,8 +1,8 @@
 //! The bytes that are sent, and the check that they came back.
 //!
 //! Every connection sends a stream of its own: a long block of random bytes, repeated, from a start of its own. So a
-//! byte that is lost, repeated, swapped or another connection's is not the byte that belongs there, and it costs no
-//! more to make and to check than to point into the block and to compare. The period is a prime number of bytes, so
+//! byte that is lost, repeated, swapped or another connection's shows as a wrong byte, and making and checking a stream
+//! costs no more than pointing into the block and comparing. The period is a prime number of bytes, so
 //! that no two positions a message or a buffer apart are alike, and small enough for the block to stay in a processor's
 //! cache. (A loss or a repetition of a whole period would show in the number of bytes, and in that alone.)
 //!

@@ -69,7 +69,7 @@ impl Progress {
 }
 
 impl Drop for Progress {
-    /// For a run that fails: its error is printed next.
+    /// Clears the bar after a run that failed, whose error is printed next.
     fn drop(&mut self) {
         self.finish();
     }

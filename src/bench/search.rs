@@ -30,12 +30,12 @@ const MIN_SEEN: u64 = 10;
 /// margin of the search.
 const MIN_MESSAGES: u64 = 100;
 
-/// How long a step may take to tell anything, while rates go down; and how far they go down.
+/// While rates are being lowered: the longest that a step may take to be conclusive, and how far they are lowered.
 const MAX_TELLING: Duration = Duration::from_secs(20);
 const MAX_DESCENT: f64 = 64.0;
 
 /// The search for the highest rate that holds: doubling until one does not, then bisection. What counts is what two of
-/// three tries say, for one hiccup of the machine should not decide, nor one lucky try.
+/// three tries say, so that neither one hiccup of the machine nor one lucky try decides.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Bracket {
     next: f64,

@@ -1,7 +1,7 @@
 //! How long the generator itself stood still: turns of its loop that took long, and waits from which it woke late.
 //!
 //! While it stands still it neither sends what is due nor sees what comes, so what it measures then is its own. How much
-//! of the latencies this can explain is computed from how often it was, and for how long.
+//! of the latencies this can explain is computed from how often, and for how long, it stood still.
 
 use hdrhistogram::Histogram;
 

@@ -114,7 +114,7 @@ pub struct Run {
     pub watched: Option<Watched>,
     /// How the highest rate was found, if one was looked for.
     pub search: Option<Search>,
-    /// What must not be so (--fail-if), and whether it is.
+    /// Each --fail-if expression, and whether it held.
     #[serde(default)]
     pub criteria: Vec<Verdict>,
 }
@@ -159,7 +159,7 @@ pub struct Verdict {
 /// What was asked for. Times are in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Settings {
-    /// Whom the load was for.
+    /// The address that was loaded.
     pub address: String,
     /// Connections that carry messages.
     pub connections: u64,
@@ -173,7 +173,7 @@ pub struct Settings {
     pub largest: u64,
     /// Messages in flight per connection, in a closed loop.
     pub depth: u64,
-    /// Messages per second over all connections, in an open loop; null: a closed loop.
+    /// The rate of an open loop, in messages per second over all connections; null in a closed loop.
     pub rate: Option<f64>,
     /// The longest that the measured window may be; null: until the messages have been sent.
     pub duration: Option<f64>,
@@ -196,7 +196,7 @@ pub struct Settings {
 /// The machine that made the load.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Host {
-    /// What it is called.
+    /// Its name.
     #[serde(default)]
     pub name: String,
     /// The operating system and its version.
@@ -432,7 +432,7 @@ pub struct Generator {
     /// How long it stood still, once for each turn of its loop: neither sent nor looked at what came.
     #[serde(default)]
     pub stalls: Option<Latency>,
-    /// The figures of the response time that its own stalls can explain: "p99.9", "max".
+    /// The names of those figures of the response time that its own stalls can explain, such as "p99.9" and "max".
     #[serde(default)]
     #[schemars(extend("items" = serde_json::json!({ "type": "string", "enum": FIGURES })))]
     pub explains: Vec<String>,

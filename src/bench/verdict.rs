@@ -14,7 +14,7 @@ use super::summary::{Limit, Outcomes, RateKept, Search};
 use crate::count::counted;
 use crate::values::show_number;
 
-/// The part of the messages that may be late, or missing, before a rate counts as not kept.
+/// The share of the messages that may be late or missing before a rate counts as not kept.
 const TOLERANCE: f64 = 0.01;
 
 /// Messages that may be missing in any case: of a handful, the one that is on its way at the end is many percent.

@@ -82,7 +82,7 @@ impl Watch {
     pub fn look(&mut self, precision: Precision) -> Usage {
         match self.family.look(precision) {
             Some(usage) => {
-                // A child that ended without being waited for takes what it used with it.
+                // What a child used is lost if nobody waited (wait(2)) for it.
                 let cpu = usage.cpu.max(self.last.cpu);
                 self.last = Usage { cpu, ..usage };
                 self.peak = self.peak.max(usage.resident);

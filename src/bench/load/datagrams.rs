@@ -123,7 +123,7 @@ impl Load {
     fn never_left(&mut self, index: u32, error: &io::Error, now: Nanos) {
         let slot = &mut self.slots[index as usize];
         let Some(flight) = slot.flights.pop_back() else { return };
-        // It keeps its number, which nothing will come back with.
+        // Its number stays used: no reply will ever carry it.
         slot.flights.push_back(Flight { sent: ANSWERED, ..flight });
         slot.answered_early += 1;
         self.in_flight -= 1;

@@ -35,7 +35,7 @@ pub(super) struct Flight {
 /// When a datagram was sent that has been answered before those that were sent before it.
 pub(super) const ANSWERED: Nanos = Nanos::MAX;
 
-/// Since when a slot has been free that is not.
+/// What stands for "since when it has been free" in a slot that is not free.
 const NOT_FREE: Nanos = Nanos::MAX;
 
 impl Flight {
