@@ -25,7 +25,10 @@ pub fn lines(bytes: &[u8]) -> Escaped<'_> {
 /// How many of the last bytes cannot be shown before others have come: the beginning of a character, or of a CR LF.
 pub fn unfinished(bytes: &[u8]) -> usize {
     let last = &bytes[bytes.len().saturating_sub(3)..]; // a character has at most four bytes (RFC 3629)
-    let is_beginning = |from: &usize| matches!(str::from_utf8(&last[*from..]), Err(error) if error.valid_up_to() == 0 && error.error_len().is_none());
+    let is_beginning = |from: &usize| {
+        let error = str::from_utf8(&last[*from..]).err();
+        error.is_some_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    };
     match last.last() {
         Some(b'\r') => 1,
         _ => (0..last.len()).find(is_beginning).map_or(0, |from| last.len() - from),
@@ -144,7 +147,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lines_are_the_same_however_they_are_cut(whole in prop::collection::vec(prop::sample::select(&b"a\r\n\x1b\xe2\x80\xae\xf0\x9f\x98\x80\xff"[..]), 0..12), cut in 0usize..12) {
+        fn lines_are_the_same_however_they_are_cut(
+            whole in prop::collection::vec(prop::sample::select(&b"a\r\n\x1b\xe2\x80\xae\xf0\x9f\x98\x80\xff"[..]), 0..12),
+            cut in 0usize..12,
+        ) {
             let (one, other) = whole.split_at(cut.min(whole.len()));
             let (now, later) = one.split_at(one.len() - unfinished(one));
             let in_two = format!("{}{}", lines(now), lines(&[later, other].concat()));

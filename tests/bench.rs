@@ -563,7 +563,10 @@ fn search_without_its_server_ends() {
     let (run, code) = search.join().unwrap();
     assert_eq!(code, 1);
     let search = run.search.unwrap();
-    assert!(search.steps.len() <= 3 && search.ended.is_some(), "{:?}", search.steps.len());
+    // Which of the two depends on whether connections of the step were still open.
+    let (steps, ended) = (search.steps.len(), search.ended.unwrap());
+    let is_told = ended.contains("refused") || ended.contains("nobody answered");
+    assert!(steps <= 3 && is_told, "{steps} steps: {ended}");
 }
 
 #[test]

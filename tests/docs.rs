@@ -22,8 +22,8 @@ fn markers(command: &str) -> (String, String) {
 }
 
 fn pages() -> Vec<PathBuf> {
-    let docs = Path::new(ROOT).join("docs");
-    let mut pages: Vec<_> = fs::read_dir(docs).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let folders = ["docs", "docs/labs"].map(|name| fs::read_dir(Path::new(ROOT).join(name)).unwrap());
+    let mut pages: Vec<_> = folders.into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
     pages.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     pages.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| Path::new(ROOT).join(name)));
     pages.sort();

@@ -671,10 +671,15 @@ fn check_account(config: &Config, outcome: &Outcome, all: Vec<Message>, net: &Ne
     }
     // Answers that are as late as that are late, and no others.
     if !open_loop {
-        let late = times.iter().filter(|time| **time != Nanos::MAX && **time > timeout + SLACK).count();
+        let beyond = |limit: Nanos| times.iter().filter(|time| **time != Nanos::MAX && **time > limit).count();
+        // One that was answered at the limit itself, as exactly as can be told, may be either.
+        let (late, at_most) = (beyond(timeout + SLACK), beyond(timeout.saturating_sub(SLACK)));
         let told = outcomes.answered_late as usize;
         let given_up = if net.mailboxes.is_empty() { 0 } else { late };
-        assert!(told <= late + fuzz && told + given_up + fuzz >= late, "{late} late, {outcomes:?}");
+        assert!(
+            told <= at_most + fuzz && told + given_up + fuzz >= late,
+            "{late} to {at_most} late, {outcomes:?}, of {timeout}: {times:?}"
+        );
     }
 }
 
@@ -799,7 +804,7 @@ fn simulated_runs_tell_the_truth() {
 }
 
 /// Runs that are simulated.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 6000;
 
 #[test]
 #[ignore = "runs for as long as it is told"]

@@ -368,11 +368,16 @@ fn missing_argument(arg: &str, line: &[String]) -> Option<String> {
     })
 }
 
+/// The option that an error is about, as clap writes it: `--http <ADDR>`, or `ECHOLOOP_HTTP (--http)` for its variable.
+fn refused_option<'a>(program: &'a Command, arg: &str, command: &str) -> Option<(&'a str, &'a clap::Arg)> {
+    let name = arg.split("--").nth(1)?.split([' ', ')', '=']).next()?;
+    let options = program.find_subcommand(command)?.get_arguments();
+    options.filter_map(|it| Some((it.get_long()?, it))).find(|(long, _)| *long == name)
+}
+
 /// How to give several values of an option that was given a list of them.
 fn several(program: &Command, arg: &str, value: &str, command: &str) -> Option<String> {
-    let name = arg.split("--").nth(1)?.split([' ', ')', '=']).next()?;
-    let is_meant = |it: &&clap::Arg| it.get_long() == Some(name);
-    let option = program.find_subcommand(command)?.get_arguments().find(is_meant)?;
+    let (name, option) = refused_option(program, arg, command)?;
     if !matches!(option.get_action(), ArgAction::Append) {
         return None;
     }
@@ -395,8 +400,7 @@ fn several(program: &Command, arg: &str, value: &str, command: &str) -> Option<S
 
 /// That there is no limit without the option.
 fn no_limit(program: &Command, arg: &str, value: &str, command: &str) -> Option<String> {
-    let name = arg.split("--").nth(1)?.split([' ', ')', '=']).next()?;
-    let option = program.find_subcommand(command)?.get_arguments().find(|it| it.get_long() == Some(name))?;
+    let (name, option) = refused_option(program, arg, command)?;
     let is_limit =
         command != "check" && option.get_default_values().is_empty() && !["duration", "messages"].contains(&name);
     (is_limit && WITHOUT.contains(&value.to_lowercase().as_str())).then(|| format!("for that, leave --{name} out"))

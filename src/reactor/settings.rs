@@ -9,8 +9,8 @@ pub struct Settings {
     /// Bytes read at most at once, at first.
     pub read_size: usize,
     /// Up to this many for a peer that fills its reads and takes whole what it is sent; at least `read_size`. This is
-    /// the most that one connection can have waiting to be sent, if its protocol answers with no more than it received; one that has never been so fast has `read_size` at
-    /// most.
+    /// the most that one connection can have waiting to be sent, if its protocol answers with no more than it received;
+    /// one that has never been so fast has `read_size` at most.
     pub max_read_size: usize,
     /// Bytes read from one connection in a turn before the others get theirs.
     pub read_budget: usize,

@@ -3,8 +3,9 @@
 //! Clients, proxies and health checks meet services that are slow or wrong, and are tested with one that can be made so.
 //! [`Faulty`] is a protocol around the [`Echo`], which stays what it is: what has been received is altered, delayed or cut
 //! in pieces before the echo sees it, and where the echo would end a connection that may be done otherwise. Time comes
-//! from the reactor's timer wheel: nothing is early, and late by a tick of 0.1 ms at most, and by what waking up takes. While bytes are held back nothing more is read from that connection, so what it takes is
-//! bounded by one read, and TCP pushes back. Datagrams that are held back wait in a queue that is bounded.
+//! from the reactor's timer wheel: nothing is early, and late by a tick of 0.1 ms at most, and by what waking up takes.
+//! While bytes are held back nothing more is read from that connection, so what it takes is bounded by one read, and TCP
+//! pushes back. Datagrams that are held back wait in a queue that is bounded.
 //!
 //! Which connections misbehave and how is decided by a seed and the connection's number: the same seed, the same faults,
 //! however fast they come.

@@ -25,8 +25,8 @@
 //!
 //! # A failure, and how to read it
 //!
-//! All choices of a run are on a [`tape`](crate::simulation::tape). A seed that breaks a promise is made shorter until nothing can be left out, and
-//! told:
+//! All choices of a run are on a [`tape`](crate::simulation::tape). A seed that breaks a promise is made shorter
+//! until nothing can be left out, and told:
 //!
 //! ```text
 //! seed 17: connection 0 has bytes to read, and no edge will come     the promise that was broken
